@@ -1,0 +1,49 @@
+"""The parent side: what an app imports, and what the supervisor process runs."""
+
+from typing import TYPE_CHECKING
+
+from ..protocol.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    LoadFailed,
+    ModelError,
+    ModelNotFound,
+    OutOfBudget,
+    PoolBusy,
+    PoolError,
+    RequestCancelled,
+    SupervisorLost,
+    WorkerDied,
+    WorkspaceOverflow,
+)
+from .config import ConfigError, Model
+
+if TYPE_CHECKING:
+    from .client import Pool
+
+__all__ = [
+    "ConfigError",
+    "DeadlineExceeded",
+    "InvalidRequest",
+    "LoadFailed",
+    "Model",
+    "ModelError",
+    "ModelNotFound",
+    "OutOfBudget",
+    "Pool",
+    "PoolBusy",
+    "PoolError",
+    "RequestCancelled",
+    "SupervisorLost",
+    "WorkerDied",
+    "WorkspaceOverflow",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import `Pool` when it is asked for: the supervisor process imports this package and needs no client."""
+    if name == "Pool":
+        from .client import Pool
+
+        return Pool
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

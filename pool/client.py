@@ -1,0 +1,241 @@
+"""`Pool`: what an app imports."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
+
+from ..protocol.errors import InvalidRequest
+from ..protocol.messages import LoadModel, Message, UnloadModel
+from .config import ConfigError, Model, Settings, check_name, cores, default_endpoint
+from .connection import Connection
+from .control import ControlSocket
+from .futures import PoolFuture
+from .handle import ModelHandle
+from .launch import OwnedSupervisor
+from .sources import app_paths, hand_over, load_by_factory, load_by_name
+from .views import Memory, ModelInfo, Status
+
+#: What the only model of ``Pool(model)`` is called.
+ONLY = "model"
+
+
+class Pool:
+    """A pool of worker processes that run models on one copy of their weights.
+
+    ``Pool(models, workers=8)`` starts a supervisor that belongs to this process and ends with it; it returns
+    when the supervisor serves, not when every model is loaded. ``Pool.connect()`` joins one that runs.
+    A pool may be used by any number of threads. It cannot be used after a fork; connect anew there.
+
+    Args:
+        models: a model, or a mapping of names to models. A model is a `Model` or what may be its ``source``:
+            an object with tensors, a factory, or ``"package.module:name"``. One model alone is named "model".
+        workers: how many worker processes; default: the cores.
+        slots: how many of them may run at once; default: the workers, at most the cores.
+        threads: threads that torch uses in one run; default: cores divided by slots.
+        name: what the pool is called in status and logs.
+
+    Raises:
+        ConfigError: a setting or model cannot be.
+        LoadFailed: an object cannot be handed over.
+        OutOfBudget: its copy does not fit into memory.
+        SupervisorLost: the supervisor did not start.
+    """
+
+    def __init__(
+        self,
+        models: Any,
+        *,
+        workers: int | None = None,
+        slots: int | None = None,
+        threads: int | None = None,
+        name: str = "pool",
+    ) -> None:
+        named = _named(models)
+        settings = Settings(
+            workers=cores() if workers is None else workers, slots=slots or 0, threads=threads or 0, name=name
+        )
+        self._held_bytes: dict[str, int] = {}
+        self._supervisor: OwnedSupervisor | None = OwnedSupervisor(settings)
+        try:
+            self._supervisor.follow_logs()
+            self._connection = Connection(f"ipc://{self._supervisor.directory}")
+            self._finalizer = weakref.finalize(self, _abandon, self._connection, self._supervisor)
+            for model_name, model in named.items():
+                self._load(model_name, model, eager=False)
+        except BaseException:
+            if "_finalizer" in vars(self):
+                self._finalizer()
+            else:
+                self._supervisor.kill()
+                self._supervisor.end()
+            raise
+
+    @classmethod
+    def connect(cls, endpoint: str | None = None) -> Self:
+        """Join a supervisor that runs.
+
+        Args:
+            endpoint: ``ipc://FOLDER``, ``tcp://127.0.0.1:PORT``; default: this user's default supervisor.
+
+        Raises:
+            SupervisorLost: nobody serves there.
+        """
+        pool = cls.__new__(cls)
+        pool._held_bytes = {}
+        pool._supervisor = None
+        pool._connection = Connection(endpoint or default_endpoint())
+        pool._finalizer = weakref.finalize(pool, _abandon, pool._connection, None)
+        return pool
+
+    def __repr__(self) -> str:
+        return f"<Pool at {self._connection.endpoint}, {self._connection.unanswered} unanswered>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Whoever leaves by an exception does not want to wait for the rest.
+        self.shutdown(cancel_futures=kind is not None)
+
+    # --- running --------------------------------------------------------------------------------------------
+
+    def submit(self, name: str, /, *args: Any, **kwargs: Any) -> PoolFuture:
+        """Have a model run on these arguments; return the future result, a `concurrent.futures.Future`.
+
+        Raises:
+            InvalidRequest: an argument cannot travel; the message names its path.
+            SupervisorLost: the pool is gone.
+        """
+        return self.model(name).submit(*args, **kwargs)
+
+    def run(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Run a model and return its result.
+
+        Raises:
+            ModelNotFound: no model or method has this name.
+            ModelError: the model raised; the remote traceback is part of the message.
+            WorkerDied: workers died over it.
+            LoadFailed: the model could not be loaded.
+        """
+        return self.model(name)(*args, **kwargs)
+
+    async def arun(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Run a model from asyncio; cancelling the task cancels the request."""
+        return await self.model(name).arun(*args, **kwargs)
+
+    def map(
+        self, name: str, xs: Iterable[Any], *, buffersize: int | None = None, progress: bool = False
+    ) -> Iterator[Any]:
+        """Run a model on each ``x``; yield the results in order, see `ModelHandle.map`."""
+        return self.model(name).map(xs, buffersize=buffersize, progress=progress)
+
+    def as_completed(
+        self, name: str, xs: Iterable[Any], *, buffersize: int | None = None, progress: bool = False
+    ) -> Iterator[tuple[int, Any]]:
+        """Run a model on each ``x``; yield ``(index, result)`` as they come."""
+        return self.model(name).as_completed(xs, buffersize=buffersize, progress=progress)
+
+    def model(
+        self, name: str, *, method: str | None = None, timeout_s: float | None = None, retries: int = 1
+    ) -> ModelHandle:
+        """Return a handle of a model with options for its requests, see `ModelHandle`."""
+        return ModelHandle(self._connection, name, method=method, timeout_s=timeout_s, retries=retries)
+
+    # --- models ---------------------------------------------------------------------------------------------
+
+    def load(self, name: str, model: Any) -> None:
+        """Make a model available, or replace the one of that name; returns when workers can run it.
+
+        Serving goes on meanwhile. A newer version takes over between two requests.
+
+        Raises:
+            LoadFailed: it cannot be loaded; an older version stays.
+            InvalidRequest: the pool is reached over tcp, where no code may travel.
+        """
+        self._load(check_name("model", name), _as_model(model), eager=True)
+
+    def unload(self, name: str) -> None:
+        """Forget a model once it has answered what was submitted; returns when its memory is freed.
+
+        Raises:
+            ModelNotFound: no model has this name.
+        """
+        self._ask(UnloadModel(name), [])
+        self._held_bytes.pop(name, None)
+
+    def models(self) -> list[ModelInfo]:
+        """Return what models there are, and how they do."""
+        return [ModelInfo.from_wire(one) for one in self._connection.query("models")]
+
+    def memory(self) -> Memory:
+        """Return what memory the pool takes; measuring it takes some milliseconds."""
+        memory = Memory.from_wire(self._connection.query("memory"))
+        return dataclasses.replace(memory, app_held_bytes=sum(self._held_bytes.values()))
+
+    def status(self) -> Status:
+        """Return how the pool does as a whole."""
+        return Status.from_wire(self._connection.query("status"))
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the pool (a connected one: end the connection), as `concurrent.futures.Executor.shutdown`.
+
+        Args:
+            wait: return when everything submitted is answered and every process is gone.
+            cancel_futures: give up what is not answered yet.
+        """
+        if not self._finalizer.alive:
+            return
+        if self._supervisor is None:
+            if wait and not cancel_futures:
+                self._connection.wait_for_all()
+            self._finalizer()
+            return
+        self._supervisor.stop(drain=not cancel_futures)
+        if wait:
+            self._connection.wait_for_all()
+            self._finalizer()
+
+    def _load(self, name: str, model: Model, *, eager: bool) -> None:
+        if model.kind == "import":
+            self._ask(load_by_name(name, model, app_paths(), eager=eager), [])
+        elif model.kind == "factory":
+            self._ask(load_by_factory(name, model, eager=eager), [])
+        else:
+            self._held_bytes[name] = hand_over(name, model, self._ask, eager=eager)
+
+    def _ask(self, message: LoadModel | UnloadModel, fds: list[int]) -> Message:
+        """Ask something that goes over the unix socket alone, on a connection of its own."""
+        self._connection.check_usable()
+        if not self._connection.directory:
+            raise InvalidRequest(
+                f"{self._connection.endpoint}: code and control never travel over tcp; connect on the "
+                "supervisor's machine, as its user, over ipc://"
+            )
+        with ControlSocket(self._connection.directory) as control:
+            return control.ask(message, fds)
+
+
+def _named(models: Any) -> dict[str, Model]:
+    if not isinstance(models, Mapping):
+        return {ONLY: _as_model(models)}
+    if not models:
+        raise ConfigError("no model was given; a pool needs at least one")
+    return {check_name("model", name): _as_model(model) for name, model in models.items()}
+
+
+def _as_model(model: Any) -> Model:
+    return model if isinstance(model, Model) else Model(model)
+
+
+def _abandon(connection: Connection, supervisor: OwnedSupervisor | None) -> None:
+    """End a pool whatever it is doing; also called when it is garbage, and when the interpreter exits."""
+    if supervisor is not None:
+        supervisor.stop(drain=False)
+    connection.close()
+    if supervisor is not None:
+        supervisor.end()

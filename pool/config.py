@@ -1,0 +1,271 @@
+"""What a pool is made of: `Model`, `Settings`, pool.toml. Frozen, validated; the only reader of the environment.
+
+Standard library only: the supervisor imports this, and it must start in a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import os
+import re
+import tempfile
+import tomllib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, cast
+
+from ..protocol.errors import InvalidRequest
+from ..protocol.limits import MAX_NAME_BYTES
+
+SourceKind = Literal["object", "factory", "import"]
+
+#: What may stand for a model or method on the wire and in a file.
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*")
+_IMPORT: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_CODE: Final = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+#: Workers beyond this are surely a mistake; each is a process.
+MAX_WORKERS: Final = 1024
+
+
+class ConfigError(InvalidRequest):
+    """A setting that cannot be; the message names it, where it stands, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model and how it is run.
+
+    Args:
+        source: an object that holds tensors (an ``nn.Module``, a pipeline): shared as it is. A class, function
+            or ``functools.partial``: a factory, called once, in a loader process, with ``args`` and ``kwargs``.
+            A string ``"package.module:name"``: a factory by name.
+        args, kwargs: what the factory is called with.
+        prepare: called once with the model before it is shared (folding, casting); returns the model to
+            share, or None for the one it was given. With an object it is called in this process.
+        method: what a request calls when it names no method.
+        grad: run with autograd; otherwise every run is under ``torch.inference_mode``.
+        warm: have every worker thaw the model as soon as it is loaded, and load it when the pool starts.
+        repoint: let the tensors of an object that was passed in use the one copy too, so that this process
+            does not keep a second one.
+
+    Raises:
+        ConfigError: something of it cannot be.
+    """
+
+    source: Any
+    _: dataclasses.KW_ONLY
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    prepare: Callable[[Any], Any] | str | None = None
+    method: str = "__call__"
+    grad: bool = False
+    warm: bool = False
+    repoint: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind == "object" and (self.args or self.kwargs):
+            raise ConfigError("args and kwargs are for factories; this source is an object that already exists")
+        if isinstance(self.source, str) and not _IMPORT.fullmatch(self.source):
+            raise ConfigError(
+                f"source {self.source!r} is not of the form 'package.module:name'; to load from a folder or file, "
+                "name the class or function that does it and pass the path in args"
+            )
+        if isinstance(self.prepare, str) and not _IMPORT.fullmatch(self.prepare):
+            raise ConfigError(f"prepare {self.prepare!r} is not of the form 'package.module:name'")
+        check_name("method", self.method)
+
+    @property
+    def kind(self) -> SourceKind:
+        """How the model comes to be."""
+        if isinstance(self.source, str):
+            return "import"
+        return "factory" if isinstance(self.source, _CODE) else "object"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the supervisor and the workers need to know, as plain values."""
+        options: dict[str, Any] = {"method": self.method, "grad": self.grad, "warm": self.warm}
+        if isinstance(self.prepare, str):
+            options["prepare"] = self.prepare
+        return options
+
+
+def check_name(what: str, name: str) -> str:
+    """Return a name that is fit to travel.
+
+    Raises:
+        ConfigError: it is empty, too long, or has characters that no name has.
+    """
+    if not isinstance(cast(Any, name), str) or not _NAME.fullmatch(name) or len(name) > MAX_NAME_BYTES:
+        raise ConfigError(
+            f"{what} {name!r}: a name has 1 to {MAX_NAME_BYTES} letters, digits, '_', '-', '.' or '/', "
+            "and starts with a letter, digit or '_'"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a supervisor is told when it starts.
+
+    Args:
+        workers: how many worker processes.
+        slots: how many of them may run at once; default: the workers, at most the cores.
+        threads: threads that torch uses in one run; default: cores divided by slots.
+        name: what the pool is called in status and logs.
+        listen: tcp endpoints on loopback, besides the ipc endpoint that is always there.
+
+    Raises:
+        ConfigError: something of it cannot be.
+    """
+
+    workers: int = 1
+    slots: int = 0
+    threads: int = 0
+    name: str = "default"
+    listen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_count("workers", self.workers, 1, MAX_WORKERS)
+        slots = self.slots or min(self.workers, cores())
+        _check_count("slots", slots, 1, MAX_WORKERS)
+        object.__setattr__(self, "slots", min(slots, self.workers))
+        object.__setattr__(self, "threads", self.threads or max(1, cores() // self.slots))
+        _check_count("threads", self.threads, 1, MAX_WORKERS)
+        check_name("name", self.name)
+        for endpoint in self.listen:
+            check_listen(endpoint)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return plain values for a message."""
+        return dataclasses.asdict(self) | {"listen": list(self.listen)}
+
+    @classmethod
+    def from_wire(cls, values: Mapping[str, Any]) -> Settings:
+        """Return the settings that a message carries."""
+        _check_keys("the settings", values, cls)
+        plain = dict(values)
+        plain["listen"] = tuple(plain.get("listen", ()))
+        return cls(**plain)
+
+
+def check_listen(endpoint: str) -> None:
+    """Refuse to listen anywhere but on loopback: whoever reaches the socket can use the pool.
+
+    Raises:
+        ConfigError: the endpoint is not ``tcp://127.0.0.1:PORT`` or ``tcp://[::1]:PORT``.
+    """
+    match = re.fullmatch(r"tcp://(127(?:\.\d{1,3}){3}|\[::1\]|localhost):(\d{1,5}|\*)", endpoint)
+    if match is None or (match[2] != "*" and int(match[2]) > 65535):
+        raise ConfigError(
+            f"listen {endpoint!r}: only loopback is allowed, such as tcp://127.0.0.1:5555; "
+            "anyone who reaches the socket can use the pool, and beyond loopback nothing would protect it"
+        )
+
+
+def read_toml(path: str) -> tuple[Settings, dict[str, Model]]:
+    """Read a pool.toml.
+
+    Raises:
+        ConfigError: the file cannot be read, or something in it cannot be; the message names file and key.
+    """
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    try:
+        return _from_document(document)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}") from error
+
+
+def _from_document(document: dict[str, Any]) -> tuple[Settings, dict[str, Model]]:
+    tables = document.pop("models", {})
+    if not isinstance(tables, dict):
+        raise ConfigError("models must be a table: [models.NAME]")
+    _check_keys("the top level", document, Settings, also=("models",))
+    if not isinstance(document.get("listen", []), list):
+        raise ConfigError("listen must be a list of endpoints")
+    _check_types("", document, {"workers": int, "slots": int, "threads": int, "name": str, "listen": list})
+    models: dict[str, Model] = {}
+    for name, table in cast("dict[str, Any]", tables).items():
+        models[check_name("model", name)] = _model_from_table(f"models.{name}", table)
+    return Settings.from_wire(document), models
+
+
+def _model_from_table(where: str, table: Any) -> Model:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where} must be a table with a source")
+    values = cast("dict[str, Any]", table)
+    _check_keys(f"[{where}]", values, Model)
+    if "source" not in values:
+        raise ConfigError(f"[{where}] has no source, such as source = 'package.module:name'")
+    types_: dict[str, type] = {
+        "source": str, "args": list, "kwargs": dict, "prepare": str, "method": str, "grad": bool, "warm": bool,
+        "repoint": bool,
+    }  # fmt: skip
+    _check_types(f"{where}.", values, types_)
+    try:
+        return Model(values.pop("source"), **values)
+    except ConfigError as error:
+        raise ConfigError(f"[{where}] {error.message}") from error
+
+
+def _check_types(where: str, values: Mapping[str, Any], types_: Mapping[str, type]) -> None:
+    for key, value in values.items():
+        expected = types_[key]
+        if type(value) is not expected:
+            raise ConfigError(f"{where}{key} must be {expected.__name__}, not {type(value).__name__}: {value!r}")
+
+
+def _check_keys(where: str, values: Mapping[str, Any], kind: type[Any], also: Sequence[str] = ()) -> None:
+    known = [one.name for one in dataclasses.fields(kind) if one.name != "_"] + list(also)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"{where} has an unknown key {key!r}; {hint}")
+
+
+def _check_count(what: str, value: Any, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise ConfigError(f"{what} must be a whole number from {least} to {most}, not {value!r}")
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def runtime_base() -> str:
+    """Return the folder under which this user's pools keep their sockets.
+
+    ``$XDG_RUNTIME_DIR/onecopy`` where there is one, else ``onecopy-UID`` in the folder for temporary files.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and os.access(runtime, os.W_OK | os.X_OK):
+        return os.path.join(runtime, "onecopy")
+    return os.path.join(tempfile.gettempdir(), f"onecopy-{os.getuid()}")
+
+
+def default_directory(name: str = "default") -> str:
+    """Return the folder in which this user's standalone supervisor of that name keeps its sockets."""
+    return os.path.join(runtime_base(), name)
+
+
+def default_endpoint() -> str:
+    """Return where a standalone supervisor of this user is found: ``$ONECOPY_ENDPOINT``, or the default pool."""
+    return os.environ.get("ONECOPY_ENDPOINT", "") or f"ipc://{default_directory()}"
+
+
+def zygote_environment() -> dict[str, str]:
+    """Return the environment of the zygote and, through it, of every worker."""
+    # OpenBLAS starts its threads when numpy is imported, and a process with threads must not fork. NVML tells
+    # whether there is a GPU without initialising CUDA, which would not survive a fork either.
+    return os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}

@@ -1,0 +1,404 @@
+"""One client's conversation with a supervisor over ZeroMQ, shared by all threads of the process.
+
+A ZeroMQ socket belongs to one thread at a time: `_lock` is held for each send or read, never while waiting.
+*Receiving* is a role (`_role`) that passes between threads: whoever waits for an answer takes it if it is free,
+handles everything that arrives, and hands it on to another waiter when its own answer is there. A switch of
+threads would cost more than all decoding. Only when nobody waits, but answers are due (callbacks, asyncio,
+``concurrent.futures.wait``), a background thread takes the role, after a short delay in which a waiter may come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import InvalidStateError
+from typing import Any, Final, cast
+
+import zmq
+
+from ..protocol.errors import InvalidRequest, PoolError, SupervisorLost, from_record
+from ..protocol.frames import pack_header, unpack_header
+from ..protocol.limits import MAX_OUTBOX_MESSAGES
+from ..protocol.messages import (
+    Cancel,
+    Failed,
+    Goodbye,
+    Hello,
+    Message,
+    Query,
+    Rejected,
+    Reply,
+    Submit,
+    Welcome,
+)
+from ..protocol.values import Buffer, decode
+from .control import ControlSocket
+from .futures import PoolFuture, Waitable
+
+#: How long the background thread leaves receiving to a thread that may be about to wait.
+_DOZE_S: Final = 0.002
+#: How long it goes on dozing when nothing is due, before it sleeps until it is called.
+_AWAKE_S: Final = 0.05
+_HELLO_S: Final = 10.0
+_SEND_RETRY_MS: Final = 1
+_READ_AT_ONCE: Final = 128
+_HEARTBEAT_MS: Final = 1000
+
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+class Connection:
+    """A client.
+
+    Args:
+        endpoint: ``ipc://FOLDER`` of a local supervisor, or a tcp endpoint on which one listens.
+
+    Raises:
+        SupervisorLost: nobody serves there.
+        InvalidRequest: the endpoint is none, or the supervisor does not want this client.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.directory = ""
+        self._lock = threading.Lock()
+        self._role = threading.Lock()
+        self._futures: dict[int, PoolFuture] = {}
+        self._followers: dict[Waitable, None] = {}
+        self._numbers = 0
+        self._end: PoolError | None = None  # why this connection is of no use any more
+        self._is_forked = False
+        self._pump: threading.Thread | None = None
+        self._pump_wanted = threading.Event()
+        self._pump_hurry = threading.Event()
+        self._control: ControlSocket | None = None
+        token = b""
+        if endpoint.startswith("ipc://"):
+            self.directory = endpoint.removeprefix("ipc://")
+            self._control = ControlSocket(self.directory)
+            admitted = self._control.admit()
+            token, target = admitted.token, admitted.endpoint
+        elif endpoint.startswith("tcp://"):
+            target = endpoint
+        else:
+            raise InvalidRequest(f"endpoint {endpoint!r}: it must start with ipc:// or tcp://")
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.SNDHWM, MAX_OUTBOX_MESSAGES)
+        self._socket.set(zmq.RCVHWM, MAX_OUTBOX_MESSAGES)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._monitor: zmq.Socket[bytes] | None = None
+        if self._control is None:
+            self._socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+            self._socket.set(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._poller = self._make_poller()
+        try:
+            self._socket.connect(target)
+            self.welcome = self._say_hello(token)
+        except BaseException:
+            self.close()
+            raise
+        _open.add(self)
+
+    def __repr__(self) -> str:
+        state = f"over: {self._end}" if self._end else f"{len(self._futures)} unanswered"
+        return f"<Connection {self.endpoint} {state}>"
+
+    # --- asking ---------------------------------------------------------------------------------------------
+
+    def submit(
+        self, model: str, method: str, timeout_s: float, retries: int, body: bytes, buffers: Sequence[Buffer]
+    ) -> PoolFuture:
+        """Send a request; return its future."""
+        number, future = self._new_future(model)
+        self._send(Submit(number, model, method, timeout_s, retries, body), buffers)
+        return future
+
+    def query(self, topic: str) -> Any:
+        """Ask for models, memory or status, and wait for the answer."""
+        number, future = self._new_future(topic)
+        self._send(Query(number, topic), ())
+        return future.result()
+
+    def forget(self, number: int) -> None:
+        """Give up an answer."""
+        if self._futures.pop(number, None) is not None and self._end is None:
+            with contextlib.suppress(PoolError):
+                self._send(Cancel(number), ())
+
+    def wait_for_all(self) -> None:
+        """Return when every answer is there, or the supervisor is lost."""
+        while self._futures and self._end is None:
+            for future in list(self._futures.values()):
+                self.wait(future)
+
+    @property
+    def unanswered(self) -> int:
+        """How many answers are due."""
+        return len(self._futures)
+
+    def check_usable(self) -> None:
+        """Raise why this connection cannot be used, if it cannot."""
+        if self._is_forked:
+            raise InvalidRequest(
+                "this Pool was made before a fork, in the parent process; open another here: "
+                f"Pool.connect({self.endpoint!r})"
+            )
+        if self._end is not None:
+            raise self._end
+
+    def _new_future(self, label: str) -> tuple[int, PoolFuture]:
+        self.check_usable()
+        with self._lock:
+            self._numbers += 1
+            number = self._numbers
+            future = self._futures[number] = PoolFuture(self, number, label)
+        return number, future
+
+    def _send(self, message: Message, buffers: Sequence[Buffer]) -> None:
+        frames: list[Buffer] = [pack_header(message), *buffers]
+        while True:
+            with self._lock:
+                if self._end is not None:
+                    raise self._end
+                try:
+                    if len(frames) == 1:
+                        self._socket.send(frames[0], zmq.NOBLOCK)
+                    else:
+                        # Copied: the caller may change its arrays as soon as this returns.
+                        self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+                except zmq.Again:
+                    pass
+                else:
+                    # Sending takes in what the network thread has to say, so that a thread which sleeps on
+                    # the descriptor would not hear of an answer that came meanwhile.
+                    if self._role.locked() and _is_readable(self._socket):
+                        os.eventfd_write(self._wake, 1)
+                    return
+            self._wait_for_room()
+
+    def _wait_for_room(self) -> None:
+        """Let answers in while the supervisor does not take more."""
+        if self._role.acquire(blocking=False):
+            try:
+                self._read()
+            finally:
+                self._hand_over()
+        time.sleep(_SEND_RETRY_MS / 1000)
+
+    # --- receiving ------------------------------------------------------------------------------------------
+
+    def wait(self, waitable: Waitable, timeout: float | None = None) -> None:
+        """Return when the waitable is done, or after ``timeout`` seconds; receive meanwhile if nobody does."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._followers[waitable] = None
+        try:
+            while True:
+                with waitable.condition:
+                    if waitable.done():
+                        return
+                    left_s = None if deadline is None else deadline - time.monotonic()
+                    if left_s is not None and left_s <= 0:
+                        return
+                    leads = self._role.acquire(blocking=False)
+                    if not leads:
+                        waitable.condition.wait(left_s)
+                if leads:
+                    try:
+                        self._receive_until(waitable.done, deadline)
+                    finally:
+                        self._hand_over()
+        finally:
+            self._followers.pop(waitable, None)
+            if self._followers and not self._role.locked():
+                self._wake_follower()  # this one was woken to take the role, and left without
+
+    def keep_receiving(self, *, urgent: bool = False) -> None:
+        """See to it that answers are received although nobody waits for them; within 2 ms, or at once."""
+        if not self._pump_wanted.is_set() or (urgent and not self._pump_hurry.is_set()):
+            with self._lock:
+                if self._pump is None:
+                    self._pump = threading.Thread(target=self._run_pump, name="onecopy-receiver", daemon=True)
+                    self._pump.start()
+            self._pump_wanted.set()
+            if urgent:
+                self._pump_hurry.set()
+
+    def _run_pump(self) -> None:
+        idle_since = time.monotonic()
+        while self._end is None:
+            self._pump_wanted.wait()
+            self._pump_hurry.wait(_DOZE_S)
+            self._pump_hurry.clear()
+            if self._futures:
+                idle_since = time.monotonic()
+                if self._role.acquire(blocking=False):
+                    try:
+                        self._receive_until(lambda: not self._futures, None)
+                    finally:
+                        self._hand_over()
+            elif time.monotonic() - idle_since > _AWAKE_S:
+                self._pump_wanted.clear()
+                if self._futures:  # submitted just before the flag was cleared
+                    self._pump_wanted.set()
+
+    def _hand_over(self) -> None:
+        """Give up receiving."""
+        self._role.release()
+        self._wake_follower()
+
+    def _wake_follower(self) -> None:
+        """Have one that still waits take the role over."""
+        for follower in list(self._followers):
+            if not follower.done():
+                with follower.condition:
+                    follower.condition.notify_all()
+                return
+
+    def _receive_until(self, done: Callable[[], bool], deadline: float | None) -> None:
+        """Handle what arrives until done, too late, or the supervisor is lost."""
+        while self._end is None:
+            has_more = self._read()
+            if done() or self._end is not None:
+                return
+            if has_more:
+                continue
+            timeout_ms = None
+            if deadline is not None:
+                timeout_ms = (deadline - time.monotonic()) * 1000
+                if timeout_ms <= 0:
+                    return
+            for fd, _ in self._poller.poll(timeout_ms):
+                self._woken_by(fd)
+
+    def _woken_by(self, fd: int) -> None:
+        if fd == self._wake:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+        elif self._control is not None and fd == self._control.fileno():
+            self._read()  # what it had still sent
+            self._lose(f"the supervisor at {self.endpoint} is gone")
+        elif self._monitor is not None and fd == _descriptor(self._monitor) and _is_readable(self._monitor):
+            self._read()
+            self._lose(f"the connection to {self.endpoint} is lost")
+
+    def _read(self) -> bool:
+        """Take what has arrived; return whether there may be more."""
+        arrived: list[list[bytes]] = []
+        with self._lock:
+            if self._socket.closed:
+                return False
+            while len(arrived) < _READ_AT_ONCE and _is_readable(self._socket):
+                arrived.append(self._socket.recv_multipart(zmq.NOBLOCK))
+        for frames in arrived:
+            self._handle(unpack_header(frames[0]), frames[1:])
+        return len(arrived) == _READ_AT_ONCE
+
+    def _handle(self, message: Message, buffers: list[bytes]) -> None:
+        if isinstance(message, Reply):
+            future = self._futures.pop(message.request, None)
+            if future is not None:
+                try:
+                    result = decode(message.body, buffers)
+                except PoolError as error:
+                    _settle(future, None, error)
+                else:
+                    _settle(future, result, None)
+        elif isinstance(message, Failed):
+            future = self._futures.pop(message.request, None)
+            if future is not None:
+                _settle(future, None, from_record(message.error))
+        elif isinstance(message, Rejected):
+            self._fail_all(from_record(message.error))
+
+    def _lose(self, reason: str) -> None:
+        self._fail_all(SupervisorLost(reason))
+
+    def _fail_all(self, error: PoolError) -> None:
+        """End the connection: every answer that is due becomes this error."""
+        self._end = self._end or error
+        while self._futures:
+            with contextlib.suppress(KeyError):
+                _settle(self._futures.popitem()[1], None, error)
+        self._pump_wanted.set()
+
+    # --- beginning and end ----------------------------------------------------------------------------------
+
+    def _make_poller(self) -> select.poll:
+        poller = select.poll()
+        poller.register(_descriptor(self._socket), select.POLLIN)
+        poller.register(self._wake, select.POLLIN)
+        if self._control is not None:
+            poller.register(self._control.fileno(), select.POLLRDHUP)
+        if self._monitor is not None:
+            poller.register(_descriptor(self._monitor), select.POLLIN)
+        return poller
+
+    def _say_hello(self, token: bytes) -> Welcome:
+        self._socket.send(pack_header(Hello(token, os.getpid())))
+        if not self._socket.poll(int(_HELLO_S * 1000)):
+            raise SupervisorLost(f"nobody answers at {self.endpoint}; start one with `onecopy serve pool.toml`")
+        answer = unpack_header(self._socket.recv_multipart()[0])
+        if isinstance(answer, Rejected):
+            raise from_record(answer.error)
+        if not isinstance(answer, Welcome):
+            raise InvalidRequest(f"{self.endpoint} answers with {type(answer).__name__}: this is no supervisor")
+        return answer
+
+    def mark_forked(self) -> None:
+        """Note that this process is a fork of the one that made the connection."""
+        self._is_forked = True
+
+    def close(self) -> None:
+        """Say goodbye; answers that are still due become `SupervisorLost`. May be called again."""
+        if self._is_forked:
+            return
+        self._fail_all(SupervisorLost("this Pool was closed"))
+        os.eventfd_write(self._wake, 1)
+        if self._pump is not None and self._pump is not threading.current_thread():
+            self._pump_hurry.set()
+            self._pump.join()
+        with self._role, self._lock:
+            if self._socket.closed:
+                return
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.send(pack_header(Goodbye()), zmq.NOBLOCK)
+            if self._monitor is not None:
+                self._socket.disable_monitor()
+            self._socket.close(100)
+            self._context.term()
+            if self._control is not None:
+                self._control.close()
+
+
+def _is_readable(zmq_socket: zmq.Socket[bytes]) -> bool:
+    return bool(cast("int", zmq_socket.get(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _descriptor(zmq_socket: zmq.Socket[bytes]) -> int:
+    """Return the descriptor that becomes readable when the socket's state may have changed."""
+    return cast("int", zmq_socket.get(zmq.FD))
+
+
+def _settle(future: PoolFuture, result: Any, error: BaseException | None) -> None:
+    """Resolve a future, unless its owner cancelled it in this moment."""
+    with contextlib.suppress(InvalidStateError):
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+
+def _after_fork() -> None:
+    for connection in list(_open):
+        connection.mark_forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,110 @@
+"""The client's end of the supervisor's unix socket: admission, and everything that may carry code."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+from ..protocol.channel import Channel
+from ..protocol.errors import PoolError, SupervisorLost, from_record
+from ..protocol.messages import Admit, Admitted, Done, FollowLogs, LogLines, Message, Refused
+from .runtime import CONTROL
+
+
+class ControlSocket:
+    """A connection to the supervisor whose sockets lie in a folder.
+
+    Raises:
+        SupervisorLost: nobody serves there.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(os.path.join(directory, CONTROL))
+        except OSError as error:
+            sock.close()
+            raise SupervisorLost(
+                f"nobody serves at ipc://{directory} ({error.strerror or error}); "
+                "start a supervisor with `onecopy serve pool.toml`"
+            ) from None
+        self._channel = Channel(sock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor, which hangs up when the supervisor ends."""
+        return self._channel.fileno()
+
+    def admit(self) -> Admitted:
+        """Ask for a token that lets this process in at the ipc endpoint."""
+        answer = self.ask(Admit())
+        assert isinstance(answer, Admitted)
+        return answer
+
+    def ask(self, message: Message, fds: Sequence[int] = ()) -> Message:
+        """Send a message and wait for its answer.
+
+        Raises:
+            PoolError: the answer is that it was refused.
+            SupervisorLost: there is no answer.
+        """
+        self.tell(message, fds)
+        return self._answer()
+
+    def tell(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send a message."""
+        try:
+            self._channel.send(message, fds=fds)
+        except OSError as error:
+            raise SupervisorLost(f"the supervisor at ipc://{self._directory} is gone") from error
+
+    def wait_for_end(self) -> None:
+        """Wait until the supervisor hangs up."""
+        try:
+            while self._channel.receive() is not None:
+                pass
+        except (OSError, PoolError):
+            return
+
+    def lines(self, *, follow: bool) -> Iterator[list[Any]]:
+        """Yield what the pool's processes printed, ``[pid, role, model, request, text, count]`` each."""
+        self.tell(FollowLogs(follow))
+        while True:
+            try:
+                answer = self._answer()
+            except (SupervisorLost, ValueError):
+                return
+            if isinstance(answer, Done):
+                return
+            if isinstance(answer, LogLines):
+                yield from answer.lines
+
+    def close(self) -> None:
+        """Hang up."""
+        self._channel.close()
+
+    def shut(self) -> None:
+        """End the conversation, so that a thread that waits here returns."""
+        try:
+            self._channel.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+
+    def _answer(self) -> Message:
+        try:
+            delivery = self._channel.receive()
+        except OSError as error:
+            raise SupervisorLost(f"the supervisor at ipc://{self._directory} is gone") from error
+        if delivery is None:
+            raise SupervisorLost(f"the supervisor at ipc://{self._directory} is gone")
+        if isinstance(delivery.message, Refused):
+            raise from_record(delivery.message.error)
+        return delivery.message

@@ -1,0 +1,1 @@
+"""Every decision of the supervisor, pure: ``handle(event, now) -> instructions``."""

@@ -1,0 +1,340 @@
+"""The pool's only brain: ``handle(event, now) -> instructions``. No input, no output, no clock.
+
+Rule 1: nothing but `Core.handle` changes state. Rule 2: every accepted request is answered exactly once, and
+only by its newest attempt. Rule 3: the cost of an event does not grow with workers, models or queues.
+
+Requests wait in one queue per model; models with something to run take turns. A request that is handed to a
+worker becomes a numbered attempt. When a worker dies, the attempt that it had begun is blamed, and what it
+merely held goes back to the front of its queue, in order.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from ...protocol.errors import (
+    DeadlineExceeded,
+    LoadFailed,
+    PoolError,
+    RequestCancelled,
+    SupervisorLost,
+    WorkerDied,
+)
+from ...protocol.messages import Failed, Leave, Reply, Run
+from . import events
+from .events import Event
+from .fleet import Fleet
+from .instructions import Finish, Instruction, SignalChild, ToChild, ToClient
+from .library import Library
+from .requests import Request, Requests
+from .weights import Model
+from .workers import Worker
+
+#: What an unmeasured run is expected to take: long, so that nothing waits behind it.
+_UNKNOWN_S = 1.0
+
+
+class Core:
+    """The state of a pool.
+
+    Args:
+        workers: how many worker processes there shall be.
+        slots: how many of them may hold work at once.
+    """
+
+    def __init__(self, workers: int, slots: int) -> None:
+        self._out: list[Instruction] = []
+        self.fleet = Fleet(workers, slots, self._out)
+        self.library = Library(self.fleet, self._out)
+        self.requests = Requests()
+        self.stopping = ""  # or the sentence that newcomers are refused with
+        self.retried = 0
+        self._is_finished = False
+        self._attempts = 0
+        self._running: dict[int, tuple[Request, Model, int]] = {}
+        self._runnable: dict[str, Model] = {}  # models with work, in the order of their turns
+        self._handlers = {
+            events.ClientJoined: self._client_joined,
+            events.ClientLeft: self._client_left,
+            events.Submitted: self._submitted,
+            events.Cancelled: self._cancelled,
+            events.ModelDeclared: self._model_declared,
+            events.ModelRemoved: self._model_removed,
+            events.ZygoteReady: self._zygote_ready,
+            events.ZygoteDied: self._zygote_died,
+            events.ModulesAdopted: self._modules_adopted,
+            events.ChildForked: self._child_forked,
+            events.ChildExited: self._child_exited,
+            events.RegionsNeeded: self._regions_needed,
+            events.ModelBuilt: self._model_built,
+            events.BuildFailed: self._build_failed,
+            events.SetThawed: self._set_thawed,
+            events.SetForgotten: self._set_forgotten,
+            events.AttemptEnded: self._attempt_ended,
+            events.StopAsked: self._stop_asked,
+            events.TimePassed: self._time_passed,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Take in what happened at ``now`` (seconds on any monotonic clock); return what is to be done."""
+        self._handlers[type(event)](event, now)  # pyright: ignore[reportArgumentType] - the table pairs them
+        if self._runnable:
+            self._dispatch()
+        if self.stopping:
+            self._go_on_stopping(now)
+        out = self._out[:]
+        self._out.clear()
+        return out
+
+    def wake_at(self, now: float) -> float:
+        """Return when `TimePassed` is due; infinity for never."""
+        return min(self.requests.next_deadline(), self.fleet.wake_at(now))
+
+    def running_on(self, attempt: int) -> tuple[int, str]:
+        """Return the client's request number and the model of an attempt; ``(0, "")`` if it is over."""
+        running = self._running.get(attempt)
+        return (running[0].submit.request, running[1].name) if running else (0, "")
+
+    # --- clients and requests -------------------------------------------------------------------------------
+
+    def _client_joined(self, event: events.ClientJoined, _now: float) -> None:
+        self.requests.join(event.client)
+
+    def _client_left(self, event: events.ClientLeft, _now: float) -> None:
+        left = {request.submit.model for request in self.requests.leave(event.client)}
+        for name in left & self.library.models.keys():
+            self.library.leave_if_done(self.library.models[name])
+
+    def _submitted(self, event: events.Submitted, now: float) -> None:
+        submit = event.submit
+        if self.stopping:
+            self._fail(event.client, submit.request, SupervisorLost(self.stopping))
+            return
+        try:
+            model = self.library.find(submit.model)
+        except PoolError as error:
+            self._fail(event.client, submit.request, error)
+            return
+        request = self.requests.accept(event.client, submit, event.buffers, now)
+        if isinstance(request, PoolError):
+            self._fail(event.client, submit.request, request)
+            return
+        model.queue.append(request)
+        if model.current.is_ready:
+            self._runnable.setdefault(model.name, model)
+        else:
+            self.library.need(model.current)
+
+    def _cancelled(self, event: events.Cancelled, _now: float) -> None:
+        request = self.requests.find(event.client, event.request)
+        if request is not None:
+            self._answer(request, Failed(event.request, RequestCancelled("cancelled").to_record()))
+
+    def _answer(self, request: Request, message: Reply | Failed, buffers: list[Any] | None = None) -> None:
+        self.requests.settle(request)
+        self._out.append(ToClient(request.client, message, buffers or []))
+        model = self.library.models.get(request.submit.model)
+        if model is not None:
+            if isinstance(message, Reply):
+                model.answered += 1
+            else:
+                model.failed += 1
+            if model.is_leaving:
+                self.library.leave_if_done(model)
+
+    def _refuse(self, request: Request, error: PoolError) -> None:
+        self._answer(request, Failed(request.submit.request, error.to_record()))
+
+    def _fail(self, client: Any, number: int, error: PoolError) -> None:
+        self._out.append(ToClient(client, Failed(number, error.to_record()), []))
+
+    # --- assignment -----------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Hand requests to workers as long as there are both."""
+        workers = self.fleet.workers
+        while self._runnable:
+            worker = workers.pick()
+            if worker is None:
+                return
+            name = next(iter(self._runnable))
+            model = self._runnable.pop(name)
+            request = model.next_request() if model.is_runnable else None
+            if request is None:
+                continue
+            if model.queue:
+                self._runnable[name] = model
+            self._hand(worker, model, request)
+
+    def _hand(self, worker: Worker, model: Model, request: Request) -> None:
+        version = model.current
+        self.library.give(version, worker, eager=False)
+        self._attempts += 1
+        attempt = request.attempt = self._attempts
+        request.life.become("running")
+        version.running += 1
+        self._running[attempt] = (request, model, version.number)
+        expected_s = _UNKNOWN_S if model.expected_s is None else model.expected_s
+        self.fleet.workers.hand(worker, attempt, expected_s)
+        submit = request.submit
+        order = Run(attempt, version.number, submit.method or model.method, submit.body)
+        self._out.append(ToChild(worker.child, order, request.buffers, ()))
+
+    def _attempt_ended(self, event: events.AttemptEnded, now: float) -> None:
+        worker = self.fleet.workers.get(event.child)
+        if worker is None or not self.fleet.workers.took_back(worker, event.attempt):
+            return
+        request, model, number = self._running.pop(event.attempt)
+        version = self.library.sets.get(number)
+        if version is not None:
+            version.running -= 1
+            if version is model.current and event.error is None:
+                model.measured(event.seconds)
+        if request.is_answered_by(event.attempt):
+            if event.error is None:
+                self._answer(request, Reply(request.submit.request, event.body), event.buffers)
+            else:
+                self._answer(request, Failed(request.submit.request, event.error))
+        elif model.is_leaving and self.library.models.get(model.name) is model:
+            self.library.leave_if_done(model)
+        if worker.life.state == "idle":
+            self._became_idle(worker, now)
+
+    def _became_idle(self, worker: Worker, now: float) -> None:
+        if worker.generation < self.fleet.generation:
+            self.fleet.fill(now)
+
+    def _requeue(self, attempt: int, *, blamed: bool, cause: str) -> None:
+        """Take an attempt back from a worker that died."""
+        request, model, number = self._running.pop(attempt)
+        version = self.library.sets.get(number)
+        if version is not None:
+            version.running -= 1
+        if not request.is_answered_by(attempt):
+            if model.is_leaving and self.library.models.get(model.name) is model:
+                self.library.leave_if_done(model)
+            return
+        request.deaths += blamed
+        if request.deaths > request.submit.retries:
+            message = (
+                f"{model.name}: the worker died ({cause}) while it ran this request; "
+                f"tried {request.deaths} times, retries={request.submit.retries}"
+            )
+            self._refuse(request, WorkerDied(message, deaths=request.deaths, cause=cause))
+            return
+        self.retried += blamed
+        request.attempt = 0
+        request.life.become("queued")
+        model.queue.appendleft(request)
+        if model.current.is_ready:
+            self._runnable.setdefault(model.name, model)
+
+    # --- models ---------------------------------------------------------------------------------------------
+
+    def _model_declared(self, event: events.ModelDeclared, _now: float) -> None:
+        self.library.declare(event.caller, event.load, event.regions)
+        self._collect_ready()
+
+    def _model_removed(self, event: events.ModelRemoved, _now: float) -> None:
+        self.library.remove(event.caller, event.name)
+
+    def _regions_needed(self, event: events.RegionsNeeded, _now: float) -> None:
+        self.library.grant(event.child, event.sizes_bytes)
+
+    def _model_built(self, event: events.ModelBuilt, _now: float) -> None:
+        self.library.built(event)
+        self._collect_ready()
+
+    def _build_failed(self, event: events.BuildFailed, _now: float) -> None:
+        for request in self.library.build_failed(event.child, event.error):
+            self._answer(request, Failed(request.submit.request, event.error))
+
+    def _collect_ready(self) -> None:
+        """Let models run whose weight sets became ready."""
+        for model in self.library.adopted():
+            if model.queue:
+                self._runnable.setdefault(model.name, model)
+            if model.current.load.options.get("warm"):
+                for worker in self.fleet.workers:
+                    if worker.life.state in ("idle", "busy"):
+                        self.library.give(model.current, worker, eager=True)
+
+    def _set_thawed(self, event: events.SetThawed, _now: float) -> None:
+        """A worker tells; a failure is told again by each run, so nothing is decided here."""
+
+    def _set_forgotten(self, event: events.SetForgotten, now: float) -> None:
+        worker = self.fleet.workers.get(event.child)
+        if worker is None:
+            return
+        if event.unmapped:
+            self.library.forgot(worker, event.weight_set)
+        elif worker.life.state == "idle":  # something in it holds on: its end frees the memory
+            self.fleet.dismiss(worker)
+            self.fleet.fill(now)
+        else:
+            worker.generation = -1  # outdated: replaced as soon as it is idle
+
+    # --- processes ------------------------------------------------------------------------------------------
+
+    def _zygote_ready(self, _event: events.ZygoteReady, now: float) -> None:
+        self.fleet.zygote_ready(now)
+
+    def _zygote_died(self, event: events.ZygoteDied, _now: float) -> None:
+        self.fleet.zygote_died(event.cause)
+
+    def _modules_adopted(self, event: events.ModulesAdopted, now: float) -> None:
+        self.fleet.modules_adopted(event.generation, event.refused, event.threads)
+        self._collect_ready()
+        self.fleet.fill(now)
+
+    def _child_forked(self, event: events.ChildForked, _now: float) -> None:
+        worker = self.fleet.workers.get(event.child)
+        if worker is None:
+            return
+        self.fleet.workers.started(worker, event.pid)
+        if self.stopping and self.fleet.is_dismissing:
+            self.fleet.dismiss(worker)
+        else:
+            self.library.warm(worker)
+
+    def _child_exited(self, event: events.ChildExited, now: float) -> None:
+        worker = self.fleet.workers.get(event.child)
+        if worker is None:
+            if self.library.loader_exited(event.child, was_forked=event.was_forked):
+                error = LoadFailed(f"the loader died ({event.cause}) while it built the model")
+                self._build_failed(events.BuildFailed(event.child, error.to_record()), now)
+            return
+        held = self.fleet.worker_died(worker, now)
+        for attempt in reversed(held):
+            self._requeue(attempt, blamed=attempt == event.begun, cause=event.cause)
+        self.library.worker_died(worker)
+        self.fleet.fill(now)
+
+    # --- time and the end -----------------------------------------------------------------------------------
+
+    def _time_passed(self, _event: events.TimePassed, now: float) -> None:
+        for request in self.requests.late(now):
+            waited = "waiting for a worker" if request.is_queued else "running"
+            message = f"{request.submit.model}: no answer within {request.submit.timeout_s:g} s ({waited})"
+            self._refuse(request, DeadlineExceeded(message))
+        self.fleet.time_passed(now)
+
+    def _stop_asked(self, event: events.StopAsked, now: float) -> None:
+        self.stopping = self.stopping or "the pool is shutting down and takes no new requests"
+        if not event.drain:
+            for request in list(self.requests.everyone()):
+                self._refuse(request, RequestCancelled("the pool was shut down"))
+            for worker in self.fleet.workers:
+                if worker.life.state == "busy":
+                    self._out.append(ToChild(worker.child, Leave(), [], ()))
+                    self._out.append(SignalChild(worker.child, signal.SIGTERM))
+        self._go_on_stopping(now)
+
+    def _go_on_stopping(self, now: float) -> None:
+        if self.requests.unanswered or self._is_finished:
+            return
+        self.fleet.dismiss_all(now)
+        if not len(self.fleet.workers):
+            self._is_finished = True
+            self._out.append(Finish())

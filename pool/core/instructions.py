@@ -1,0 +1,85 @@
+"""What the core wants done. Executing an instruction changes no state here; what comes of it is an event."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+from ...protocol.messages import Adopt, Message
+from .events import CallerKey, ClientKey
+
+
+class ToClient(NamedTuple):
+    """Send a client a message."""
+
+    client: ClientKey
+    message: Message
+    buffers: list[Any]
+
+
+class ToChild(NamedTuple):
+    """Send a child a message; the fds of ``regions`` go along."""
+
+    child: int
+    message: Message
+    buffers: list[Any]
+    regions: tuple[Any, ...]
+
+
+class ToCaller(NamedTuple):
+    """Answer someone who waits at the unix socket."""
+
+    caller: CallerKey
+    message: Message
+
+
+class ForkChild(NamedTuple):
+    """Let the zygote fork a child."""
+
+    child: int
+    role: str
+
+
+class SignalChild(NamedTuple):
+    """Send a signal to a child and all that it started."""
+
+    child: int
+    signal: int
+
+
+class GrantRegions(NamedTuple):
+    """Create regions for a loader and hand them over; refusal comes back as `BuildFailed`."""
+
+    child: int
+    sizes_bytes: list[int]
+
+
+class FreeRegions(NamedTuple):
+    """Close the regions; their memory goes back when the last mapping is gone."""
+
+    regions: tuple[Any, ...]
+
+
+class ToZygote(NamedTuple):
+    """Let the zygote import modules."""
+
+    message: Adopt
+
+
+class ReplaceZygote(NamedTuple):
+    """End the zygote, if it lives, and start another."""
+
+
+class Report(NamedTuple):
+    """Tell the log; nothing may be done silently that the user did not ask for."""
+
+    text: str
+
+
+class Finish(NamedTuple):
+    """Nothing is left to do: the supervisor may exit."""
+
+
+Instruction: TypeAlias = (
+    ToClient | ToChild | ToCaller | ForkChild | SignalChild | GrantRegions | FreeRegions
+    | ToZygote | ReplaceZygote | Report | Finish
+)  # fmt: skip

@@ -1,0 +1,156 @@
+"""Requests: who asked for what, what waits, what runs, what is late."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import Any
+
+from ...protocol.errors import InvalidRequest, PoolBusy, PoolError
+from ...protocol.limits import MAX_OUTBOX_BYTES, MAX_REQUESTS_PER_CLIENT
+from ...protocol.messages import Submit
+from ...protocol.states import Lifecycle
+from .events import ClientKey
+
+#: What one client may have waiting, arrays included, in bytes.
+MAX_QUEUED_BYTES = MAX_OUTBOX_BYTES
+
+
+class Request:
+    """One accepted request, until it is answered.
+
+    Attributes:
+        client: who waits for the answer.
+        submit: what was asked.
+        buffers: its large arrays; kept until the answer, because a retry needs them.
+        attempt: the number of the attempt that may answer it; 0 while it waits.
+        deaths: how many workers died while they ran it.
+        deadline: when it is late, on the core's clock; infinity for never.
+    """
+
+    __slots__ = (
+        "attempt", "buffers", "client", "deadline", "deaths", "life", "size_bytes", "submit",
+    )  # fmt: skip
+
+    def __init__(self, client: ClientKey, submit: Submit, buffers: list[Any], now: float) -> None:
+        self.client = client
+        self.submit = submit
+        self.buffers = buffers
+        self.size_bytes = len(submit.body) + sum(memoryview(buffer).nbytes for buffer in buffers)
+        self.attempt = 0
+        self.deaths = 0
+        self.deadline = now + submit.timeout_s if submit.timeout_s > 0 else float("inf")
+        self.life = Lifecycle("request", f"{submit.request} for {submit.model}", "queued")
+
+    def __repr__(self) -> str:
+        return f"<Request {self.submit.request} for {self.submit.model}: {self.life.state}>"
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits to be handed to a worker."""
+        return self.life.state == "queued"
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.life.state == "answered"
+
+    def is_answered_by(self, attempt: int) -> bool:
+        """Whether the result of this attempt is its answer, rather than stale."""
+        return self.attempt == attempt and self.life.state == "running"
+
+
+class _Client:
+    __slots__ = ("queued_bytes", "requests")
+
+    def __init__(self) -> None:
+        self.requests: dict[int, Request] = {}
+        self.queued_bytes = 0
+
+
+class Requests:
+    """All requests that are not answered, by client; and their deadlines."""
+
+    def __init__(self) -> None:
+        self._clients: dict[ClientKey, _Client] = {}
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._serial = 0
+        self.unanswered = 0
+
+    def join(self, client: ClientKey) -> None:
+        """Take a client in."""
+        self._clients.setdefault(client, _Client())
+
+    def leave(self, client: ClientKey) -> list[Request]:
+        """Let a client go; return what it still waited for, each now answered."""
+        book = self._clients.pop(client, None)
+        if book is None:
+            return []
+        abandoned = list(book.requests.values())
+        for request in abandoned:
+            request.life.become("answered")
+        self.unanswered -= len(abandoned)
+        return abandoned
+
+    def accept(self, client: ClientKey, submit: Submit, buffers: list[Any], now: float) -> Request | PoolError:
+        """Return the new request, or why it is refused."""
+        book = self._clients.get(client)
+        if book is None:
+            return InvalidRequest("say hello first")
+        if submit.request in book.requests:
+            return InvalidRequest(f"request number {submit.request} is in use")
+        if not 0 <= submit.timeout_s < float("inf"):
+            return InvalidRequest(f"timeout_s must be a number of seconds from 0, not {submit.timeout_s}")
+        if not 0 <= submit.retries <= 100:
+            return InvalidRequest(f"retries must be from 0 to 100, not {submit.retries}")
+        if len(book.requests) >= MAX_REQUESTS_PER_CLIENT:
+            return PoolBusy(f"{MAX_REQUESTS_PER_CLIENT:,} requests of this client wait; read answers first")
+        request = Request(client, submit, buffers, now)
+        if book.queued_bytes and book.queued_bytes + request.size_bytes > MAX_QUEUED_BYTES:
+            return PoolBusy(
+                f"{book.queued_bytes:,} bytes of this client's requests wait; with this one it would be more "
+                f"than {MAX_QUEUED_BYTES:,}: read answers first"
+            )
+        book.requests[submit.request] = request
+        book.queued_bytes += request.size_bytes
+        self.unanswered += 1
+        if request.deadline != float("inf"):
+            self._serial += 1
+            heapq.heappush(self._deadlines, (request.deadline, self._serial, request))
+        return request
+
+    def find(self, client: ClientKey, number: int) -> Request | None:
+        """Return a client's unanswered request."""
+        book = self._clients.get(client)
+        return book.requests.get(number) if book else None
+
+    def settle(self, request: Request) -> None:
+        """Note that a request has its answer."""
+        request.life.become("answered")
+        self.unanswered -= 1
+        book = self._clients[request.client]
+        del book.requests[request.submit.request]
+        book.queued_bytes -= request.size_bytes
+
+    def everyone(self) -> Iterator[Request]:
+        """Yield every unanswered request."""
+        for book in self._clients.values():
+            yield from book.requests.values()
+
+    @property
+    def clients(self) -> int:
+        """How many clients are connected."""
+        return len(self._clients)
+
+    def next_deadline(self) -> float:
+        """Return when the next unanswered request is late; infinity if none will be."""
+        while self._deadlines and self._deadlines[0][2].is_answered:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else float("inf")
+
+    def late(self, now: float) -> list[Request]:
+        """Return the unanswered requests whose deadline has passed."""
+        late: list[Request] = []
+        while self.next_deadline() <= now:
+            late.append(heapq.heappop(self._deadlines)[2])
+        return late

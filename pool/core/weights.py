@@ -1,0 +1,110 @@
+"""Models and their weight sets: what is loaded, what is being loaded, who holds it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from ...protocol.messages import LoadModel
+from ...protocol.states import Lifecycle
+from .events import CallerKey
+from .requests import Request
+
+#: Weight of the newest measurement in a model's expected run time.
+_NEWEST = 0.2
+
+
+class WeightSet:
+    """One version of one model: a skeleton, and the regions that hold its storages.
+
+    Attributes:
+        number: never used twice.
+        load: where it comes from.
+        manifest, skeleton, modules, regions: what workers need; empty until it is built.
+        generation: the zygote generation whose children have its modules.
+        loader: the child that builds it, or 0.
+        holders: workers that were given it.
+        running: attempts that run on it.
+        error: why the last attempt to build it failed.
+        unloaders: who is told when its memory was freed.
+    """
+
+    def __init__(self, number: int, load: LoadModel, regions: tuple[Any, ...]) -> None:
+        self.number = number
+        self.load = load
+        self.manifest = load.manifest if load.source == "frozen" else []
+        self.skeleton = load.pickled if load.source == "frozen" else b""
+        self.modules = load.modules
+        self.regions = regions
+        self.generation = 0
+        self.loader = 0
+        self.holders: set[int] = set()
+        self.running = 0
+        self.error: dict[str, Any] | None = None
+        self.unloaders: list[CallerKey] = []
+        self.life = Lifecycle("weight set", f"{number} of {load.name}", "declared")
+
+    def __repr__(self) -> str:
+        return f"<WeightSet {self.number} of {self.load.name}: {self.life.state}, {len(self.holders)} holders>"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether workers can run it."""
+        return self.life.state == "ready"
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of its regions."""
+        return sum(region.size_bytes for region in self.regions)
+
+
+class Model:
+    """What a name stands for: a queue, the weight set that answers, and the one that will replace it.
+
+    Attributes:
+        current: the version that runs.
+        successor: a newer version that is being loaded; it takes over between two requests.
+        expected_s: what a run takes, a moving average of the workers' measurements; None before the first.
+        waiting_for_load: who is told when the version now loading is ready or has failed.
+        waiting_for_unload: who is told when the model is gone.
+    """
+
+    def __init__(self, name: str, current: WeightSet) -> None:
+        self.name = name
+        self.current = current
+        self.successor: WeightSet | None = None
+        self.queue: deque[Request] = deque()
+        self.expected_s: float | None = None
+        self.answered = 0
+        self.failed = 0
+        self.waiting_for_load: list[CallerKey] = []
+        self.waiting_for_unload: list[CallerKey] = []
+        self.is_leaving = False
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {self.current.life.state}, {len(self.queue)} queued>"
+
+    @property
+    def is_runnable(self) -> bool:
+        """Whether a worker could take a request of it now."""
+        return bool(self.queue) and self.current.is_ready
+
+    @property
+    def method(self) -> str:
+        """The method that runs when a request names none."""
+        return str(self.current.load.options.get("method", "__call__"))
+
+    def measured(self, seconds: float) -> None:
+        """Take a measured run time into the expectation."""
+        if self.expected_s is None:
+            self.expected_s = seconds
+        else:
+            self.expected_s += _NEWEST * (seconds - self.expected_s)
+
+    def next_request(self) -> Request | None:
+        """Take the oldest request that still waits; skips those that were answered in the queue."""
+        while self.queue:
+            request = self.queue.popleft()
+            if request.is_queued:
+                return request
+        return None

@@ -1,0 +1,158 @@
+"""Workers: who is there, who is free, who can be handed more."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from ...protocol.states import Lifecycle
+
+#: Work that may wait in a worker behind what it runs, in seconds. Stop-and-wait would cost three quarters of
+#: the throughput of small requests; more than this would only make others wait.
+AHEAD_S = 0.001
+#: ... and in attempts.
+MAX_AHEAD = 32
+
+
+class Worker:
+    """One worker process, as the core sees it.
+
+    Attributes:
+        child: its number, never used twice.
+        generation: which imports its zygote had when it was forked.
+        outstanding: attempts that it holds, in the order handed over, with their expected seconds.
+        backlog_s: their sum.
+        holds: weight sets that it was given.
+    """
+
+    __slots__ = (
+        "backlog_s", "born_at", "child", "generation", "holds", "is_listed", "life", "outstanding", "pid", "runs",
+    )  # fmt: skip
+
+    def __init__(self, child: int, generation: int, now: float) -> None:
+        self.child = child
+        self.generation = generation
+        self.born_at = now
+        self.pid = 0
+        self.runs = 0
+        self.outstanding: dict[int, float] = {}
+        self.backlog_s = 0.0
+        self.holds: set[int] = set()
+        self.is_listed = False  # whether `Workers` has it among those that may have room
+        self.life = Lifecycle("worker", str(child), "starting")
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.child} pid={self.pid} {self.life.state}, {len(self.outstanding)} outstanding>"
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it is busy, but may be handed more."""
+        return 0 < len(self.outstanding) < MAX_AHEAD and self.backlog_s <= AHEAD_S
+
+
+class Workers:
+    """The workers of one device: an idle stack, and those busy ones that may be handed requests ahead.
+
+    At most ``slots`` workers hold work at once. The one that became idle last is used first: its caches are
+    warm, and the others' memory stays untouched.
+
+    Args:
+        wanted: how many processes there shall be.
+        slots: how many of them may hold work at once.
+    """
+
+    def __init__(self, wanted: int, slots: int) -> None:
+        self.wanted = wanted
+        self.slots = slots
+        self._by_child: dict[int, Worker] = {}
+        self._idle: dict[int, Worker] = {}  # insertion order; the last is the most recent
+        self._roomy: deque[Worker] = deque()
+        self.busy = 0
+
+    def __len__(self) -> int:
+        return len(self._by_child)
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(list(self._by_child.values()))
+
+    def get(self, child: int) -> Worker | None:
+        """Return a worker that is not dead."""
+        return self._by_child.get(child)
+
+    @property
+    def missing(self) -> int:
+        """How many processes are to be forked; those that are leaving do not count."""
+        leaving = sum(worker.life.state == "leaving" for worker in self._by_child.values())
+        return self.wanted - (len(self._by_child) - leaving)
+
+    def add(self, worker: Worker) -> None:
+        """Take in a worker that is being forked."""
+        self._by_child[worker.child] = worker
+
+    def started(self, worker: Worker, pid: int) -> None:
+        """Note that a worker exists now."""
+        worker.pid = pid
+        worker.life.become("idle")
+        self._idle[worker.child] = worker
+
+    def pick(self) -> Worker | None:
+        """Return the worker that should get the next request, or None if all have enough."""
+        if self.busy < self.slots and self._idle:
+            return self._idle[next(reversed(self._idle))]
+        while self._roomy:
+            worker = self._roomy[0]
+            if worker.has_room:
+                return worker
+            self._roomy.popleft().is_listed = False
+        return None
+
+    def hand(self, worker: Worker, attempt: int, expected_s: float) -> None:
+        """Note that a worker was handed an attempt."""
+        if worker.life.state == "idle":
+            del self._idle[worker.child]
+            worker.life.become("busy")
+            self.busy += 1
+        worker.outstanding[attempt] = expected_s
+        worker.backlog_s += expected_s
+        self._list_if_roomy(worker)
+
+    def took_back(self, worker: Worker, attempt: int) -> bool:
+        """Note that a worker has answered an attempt; false if it did not hold it."""
+        expected_s = worker.outstanding.pop(attempt, None)
+        if expected_s is None:
+            return False
+        worker.runs += 1
+        if worker.outstanding:
+            worker.backlog_s -= expected_s
+            self._list_if_roomy(worker)
+        else:
+            worker.backlog_s = 0.0
+            self.busy -= 1
+            worker.life.become("idle")
+            self._idle[worker.child] = worker
+        return True
+
+    def leave(self, worker: Worker) -> None:
+        """Note that an idle worker was told to go."""
+        del self._idle[worker.child]
+        worker.life.become("leaving")
+
+    def died(self, worker: Worker) -> list[int]:
+        """Forget a worker; return the attempts that it held, oldest first."""
+        held = list(worker.outstanding)
+        if worker.life.state == "busy":
+            self.busy -= 1
+        self._idle.pop(worker.child, None)
+        worker.outstanding.clear()
+        worker.life.become("dead")
+        del self._by_child[worker.child]
+        return held
+
+    def idle(self) -> list[Worker]:
+        """Return the idle workers."""
+        return list(self._idle.values())
+
+    def _list_if_roomy(self, worker: Worker) -> None:
+        if worker.has_room and not worker.is_listed:
+            worker.is_listed = True
+            self._roomy.append(worker)

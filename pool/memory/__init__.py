@@ -1,0 +1,1 @@
+"""The bytes: regions of memory that the supervisor owns and hands out as file descriptors."""

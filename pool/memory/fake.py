@@ -1,0 +1,130 @@
+"""Regions that exist only as Python objects, so that everything about memory can be tested without any.
+
+Keeps the same contract as the real stores. What the kernel does for those, and other processes do to them,
+is done here by methods: `write` and `read` stand for ``pwrite`` and ``pread``, `map_writably` and `unmap`
+for a process that maps a region, `offer` for one that hands a region over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count
+
+from .base import Region, RegionBusy, RegionRefused, check_open, check_size
+
+PAGE_BYTES = 4096
+
+
+@dataclass(slots=True)
+class _Bytes:
+    """What lies behind a descriptor."""
+
+    size_bytes: int
+    sealed: bool = False
+    sealable: bool = True
+    writable_mappings: int = 0
+    #: Only pages that were written exist.
+    pages: dict[int, bytearray] = field(default_factory=dict[int, bytearray])
+
+
+class FakeStore:
+    """Regions in a dict, with a budget.
+
+    Args:
+        capacity_bytes: how much memory there is. What regions have allocated is no longer available.
+    """
+
+    def __init__(self, capacity_bytes: int = 1 << 40) -> None:
+        self.capacity_bytes = capacity_bytes
+        # No descriptor of a real process is that large: one that leaks into a system call fails.
+        self._next_fd = count(1_000_000)
+        self._files: dict[int, _Bytes] = {}
+
+    def __repr__(self) -> str:
+        return f"<FakeStore, {len(self._files)} regions, {self.available_bytes:,} bytes available>"
+
+    @property
+    def available_bytes(self) -> int:
+        """How much may still be asked for."""
+        return self.capacity_bytes - sum(len(file.pages) * PAGE_BYTES for file in self._files.values())
+
+    @property
+    def open_fds(self) -> frozenset[int]:
+        """The descriptors that nobody closed: empty where nothing leaked."""
+        return frozenset(self._files)
+
+    def create(self, size_bytes: int, name: str) -> Region:
+        """Make an empty region; see `RegionStore.create`."""
+        check_size(size_bytes)
+        if size_bytes > self.available_bytes:
+            raise RegionRefused(name, size_bytes, self.available_bytes)
+        return Region(fd=self.offer(size_bytes), size_bytes=size_bytes, sealed=False, name=name)
+
+    def adopt(self, fd: int, size_bytes: int, name: str) -> Region:
+        """Seal what was offered; see `RegionStore.adopt`."""
+        check_size(size_bytes)
+        file = self._files.get(fd)
+        if file is None or not file.sealable:
+            raise ValueError("only memory that can be sealed can be adopted")
+        if file.size_bytes != size_bytes:
+            raise ValueError(f"the file has {file.size_bytes:,} bytes; {size_bytes:,} were announced")
+        region = Region(fd=fd, size_bytes=size_bytes, sealed=False, name=name)
+        self.seal(region)
+        return region
+
+    def seal(self, region: Region) -> None:
+        """Make a region unchangeable; see `RegionStore.seal`."""
+        check_open(region)
+        file = self._files[region.fd]
+        if file.writable_mappings:
+            raise RegionBusy(f"the region {region.name!r} cannot be sealed: it is still mapped writably")
+        file.sealed = region.sealed = True
+
+    def allocated_bytes(self, region: Region) -> int:
+        """Return the size of the pages that were written; see `RegionStore.allocated_bytes`."""
+        check_open(region)
+        return len(self._files[region.fd].pages) * PAGE_BYTES
+
+    def close(self, region: Region) -> None:
+        """Forget a region; see `RegionStore.close`."""
+        if region.is_open:
+            del self._files[region.fd]
+            region.fd = -1
+
+    def offer(self, size_bytes: int, *, sealable: bool = True) -> int:
+        """Return the descriptor of a new region that belongs to nobody yet."""
+        fd = next(self._next_fd)
+        self._files[fd] = _Bytes(size_bytes, sealable=sealable)
+        return fd
+
+    def write(self, fd: int, data: bytes, offset_bytes: int = 0) -> None:
+        """Change content as another process would.
+
+        Raises:
+            PermissionError: the region is sealed, or the write would make it larger.
+        """
+        file = self._files[fd]
+        if file.sealed or offset_bytes + len(data) > file.size_bytes:
+            raise PermissionError("the region is sealed, or too small")
+        for at, byte in enumerate(data, start=offset_bytes):
+            page = file.pages.setdefault(at // PAGE_BYTES, bytearray(PAGE_BYTES))
+            page[at % PAGE_BYTES] = byte
+
+    def read(self, fd: int, size_bytes: int, offset_bytes: int = 0) -> bytes:
+        """Return content; what was never written reads as zeros, what is beyond the end not at all."""
+        file = self._files[fd]
+        end_bytes = min(offset_bytes + size_bytes, file.size_bytes)
+        empty = bytes(PAGE_BYTES)
+        return bytes(
+            file.pages.get(at // PAGE_BYTES, empty)[at % PAGE_BYTES] for at in range(offset_bytes, end_bytes)
+        )
+
+    def map_writably(self, fd: int) -> None:
+        """Map a region shared and writable, as another process would."""
+        if self._files[fd].sealed:
+            raise PermissionError("the region is sealed")
+        self._files[fd].writable_mappings += 1
+
+    def unmap(self, fd: int) -> None:
+        """End one such mapping."""
+        self._files[fd].writable_mappings -= 1

@@ -1,0 +1,153 @@
+"""Host memory: anonymous files that have no name anywhere, are handed out by descriptor, and can be sealed.
+
+Sealing is refused by the kernel as long as any process has the file mapped shared and writable, even a
+forked child that merely inherited the mapping. Whoever fills a region therefore writes into it (`pwrite`,
+`sendfile`) and never maps it. Private mappings do not count: a sealed region can still be mapped so that
+each process may write its own copy of a page.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+
+from .base import Region, RegionBusy, RegionRefused, check_open, check_size
+
+SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+BLOCK_BYTES = 512
+"""The unit of ``st_blocks``, whatever the page size."""
+
+
+class MemfdStore:
+    """Regions of host memory, each a sealable memfd."""
+
+    def __repr__(self) -> str:
+        return "<MemfdStore>"
+
+    def create(self, size_bytes: int, name: str) -> Region:
+        """Make an empty memfd of the given size; see `RegionStore.create`."""
+        check_size(size_bytes)
+        free_bytes = available_bytes()
+        if size_bytes > free_bytes:
+            raise RegionRefused(name, size_bytes, free_bytes)
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, size_bytes)
+        except BaseException:
+            os.close(fd)
+            raise
+        return Region(fd=fd, size_bytes=size_bytes, sealed=False, name=name)
+
+    def adopt(self, fd: int, size_bytes: int, name: str) -> Region:
+        """Check that a descriptor is a memfd as announced, and seal it; see `RegionStore.adopt`."""
+        check_size(size_bytes)
+        status = os.fstat(fd)
+        # A file with a name could be one that its owner keeps changing, or that fills a disk.
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink:
+            raise ValueError("only an anonymous file in memory, as memfd_create makes them, can be adopted")
+        seals = _seals(fd)
+        if seals & fcntl.F_SEAL_SEAL and seals & SEALS != SEALS:
+            raise ValueError("the file forbids sealing; make it with MFD_ALLOW_SEALING")
+        if os.get_inheritable(fd):
+            os.set_inheritable(fd, False)
+        _check_announced(fd, size_bytes)
+        region = Region(fd=fd, size_bytes=size_bytes, sealed=False, name=name)
+        self.seal(region)
+        # Asked again: until it was sealed, the other process could have changed the size.
+        _check_announced(fd, size_bytes)
+        return region
+
+    def seal(self, region: Region) -> None:
+        """Seal against writing, growing, shrinking and further sealing; see `RegionStore.seal`."""
+        check_open(region)
+        if region.sealed:
+            return
+        if _seals(region.fd) & SEALS != SEALS:
+            try:
+                fcntl.fcntl(region.fd, fcntl.F_ADD_SEALS, SEALS)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                raise RegionBusy(
+                    f"the region {region.name!r} cannot be sealed: a process, perhaps a forked child, still "
+                    f"has it mapped shared and writable; fill regions by writing into them"
+                ) from error
+        region.sealed = True
+
+    def allocated_bytes(self, region: Region) -> int:
+        """Return the size of the pages that exist; see `RegionStore.allocated_bytes`."""
+        check_open(region)
+        return os.fstat(region.fd).st_blocks * BLOCK_BYTES
+
+    def close(self, region: Region) -> None:
+        """Close the descriptor; see `RegionStore.close`."""
+        if region.is_open:
+            fd, region.fd = region.fd, -1
+            os.close(fd)
+
+
+def _check_announced(fd: int, size_bytes: int) -> None:
+    found_bytes = os.fstat(fd).st_size
+    if found_bytes != size_bytes:
+        raise ValueError(f"the file has {found_bytes:,} bytes; {size_bytes:,} were announced")
+
+
+def _seals(fd: int) -> int:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError("the file lies on a disk; only memory can be sealed") from error
+
+
+def available_bytes(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int:
+    """Return how much memory this process could still come to use.
+
+    That is the least of what the machine has available and what each control group (version 2) above this
+    process leaves. Nothing is reserved: two who ask at the same time get the same answer.
+
+    Args:
+        proc: where the proc file system is mounted.
+        cgroup: where the control groups are.
+    """
+    machine = _fields(os.path.join(proc, "meminfo"))["MemAvailable:"] * 1024
+    return max(0, min([machine, *_left_in_groups(proc, cgroup)]))
+
+
+def _left_in_groups(proc: str, cgroup: str) -> Iterator[int]:
+    """Yield what each group around this process leaves, from the innermost outwards."""
+    path = _group_path(proc)
+    while path is not None:
+        folder = os.path.join(cgroup, path.strip("/"))
+        limit = _read(os.path.join(folder, "memory.max"))
+        if limit is not None and limit != "max":
+            used_bytes = int(_read(os.path.join(folder, "memory.current")) or 0)
+            # Files that were read count as used, yet the kernel drops them first when memory runs short:
+            # a weights file just read must not make its own region seem too large.
+            cached_bytes = _fields(os.path.join(folder, "memory.stat")).get("inactive_file", 0)
+            yield int(limit) - max(0, used_bytes - cached_bytes)
+        path = os.path.dirname(path) if path != "/" else None
+
+
+def _group_path(proc: str) -> str | None:
+    lines = (_read(os.path.join(proc, "self", "cgroup")) or "").splitlines()
+    return next((line.removeprefix("0::") for line in lines if line.startswith("0::/")), None)
+
+
+def _fields(path: str) -> dict[str, int]:
+    """Read lines of a name and a number."""
+    lines = (line.split() for line in (_read(path) or "").splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,147 @@
+"""What `models`, `memory` and `status` answer: plain values, read from the core and from the system."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ...protocol.errors import InvalidRequest, PoolError
+from ...protocol.values import encode
+from ..config import Settings
+from ..core.core import Core
+from ..core.weights import Model
+from ..memory.base import RegionStore
+from .processes import Processes
+from .reactor import Reactor
+from .sampler import ProcessMemory, Sampler
+
+#: Notes that are kept: fallbacks taken, processes replaced.
+_KEPT_NOTES = 100
+
+Then = Callable[["bytes | PoolError"], None]
+
+
+class Answers:
+    """Answers queries.
+
+    Args:
+        core, settings, processes, store: what is asked about.
+        reactor: watches for measurements that are done.
+    """
+
+    def __init__(
+        self, core: Core, settings: Settings, processes: Processes, reactor: Reactor, store: RegionStore
+    ) -> None:
+        self._core = core
+        self._settings = settings
+        self._processes = processes
+        self._reactor = reactor
+        self._store = store
+        self._sampler = Sampler()
+        self._started_at = time.monotonic()
+        self.notes: deque[str] = deque(maxlen=_KEPT_NOTES)
+        reactor.watch(self._sampler.fileno(), self._sampler.results)
+
+    def ask(self, topic: str, then: Then) -> None:
+        """Answer now or, if something must be measured, later."""
+        if topic == "models":
+            then(encode(self._models()).body)
+        elif topic == "status":
+            then(encode(self._status()).body)
+        elif topic == "memory":
+            roles = self._roles()
+            self._sampler.measure(list(roles), lambda measured: then(encode(self._memory(roles, measured)).body))
+        else:
+            then(InvalidRequest(f"unknown topic {topic!r}; known are models, memory and status"))
+
+    def close(self) -> None:
+        """Measure no more."""
+        self._reactor.forget(self._sampler.fileno())
+        self._sampler.close()
+
+    def _models(self) -> list[dict[str, Any]]:
+        return [self._model(model) for model in self._core.library.models.values()]
+
+    def _model(self, model: Model) -> dict[str, Any]:
+        version = model.current
+        return {
+            "name": model.name,
+            "state": version.life.state,
+            "source": version.load.source,
+            "method": model.method,
+            "weights_bytes": version.size_bytes,
+            "workers": len(version.holders),
+            "queued": sum(request.is_queued for request in model.queue),
+            "running": version.running,
+            "answered": model.answered,
+            "failed": model.failed,
+            "expected_s": model.expected_s,
+            "error": version.error,
+        }
+
+    def _status(self) -> dict[str, Any]:
+        fleet = self._core.fleet
+        return {
+            "name": self._settings.name,
+            "pid": os.getpid(),
+            "uptime_s": time.monotonic() - self._started_at,
+            "is_stopping": bool(self._core.stopping),
+            "slots": self._settings.slots,
+            "threads": self._settings.threads,
+            "clients": self._core.requests.clients,
+            "unanswered": self._core.requests.unanswered,
+            "retried": self._core.retried,
+            "zygote_pid": self._processes.zygote_pid,
+            "workers": [
+                {
+                    "pid": worker.pid,
+                    "state": worker.life.state,
+                    "runs": worker.runs,
+                    "outstanding": len(worker.outstanding),
+                    "models": sorted(
+                        self._core.library.sets[number].load.name
+                        for number in worker.holds
+                        if number in self._core.library.sets
+                    ),
+                }
+                for worker in fleet.workers
+            ],
+            "models": self._models(),
+            "fallbacks": [f"{name}: {reason}" for name, reason in fleet.refused.items()],
+            "notes": list(self.notes),
+        }
+
+    def _roles(self) -> dict[int, str]:
+        roles = {os.getpid(): "supervisor"}
+        if self._processes.zygote_pid:
+            roles[self._processes.zygote_pid] = "zygote"
+        for child in self._processes.children.values():
+            if child.pid:
+                roles[child.pid] = child.role
+        return roles
+
+    def _memory(self, roles: dict[int, str], measured: dict[int, ProcessMemory]) -> dict[str, Any]:
+        versions = list(self._core.library.sets.values())
+        weights = sum(self._store.allocated_bytes(region) for one in versions for region in one.regions)
+        processes = [
+            {
+                "pid": pid,
+                "role": roles[pid],
+                "pss_bytes": one.pss,
+                "private_bytes": one.private,
+                "device": "cpu",
+            }
+            for pid, one in measured.items()
+        ]
+        return {
+            "total_bytes": sum(one.pss for one in measured.values()) + weights,
+            "weights_bytes": weights,
+            "weights_bytes_unshared": sum(one.size_bytes * len(one.holders) for one in versions),
+            "slots_bytes": 0,
+            "mailboxes_bytes": 0,
+            "spilled_bytes": 0,
+            "processes": processes,
+        }

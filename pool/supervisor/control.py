@@ -1,0 +1,163 @@
+"""The unix socket: where local processes of the same user are admitted, and where code may enter.
+
+The kernel tells who is at the other end. A connection stands for its process: when that ends, whatever it
+held ends too. Its pidfd tells, because the end of the stream alone can be held off by a forked child that
+inherited the socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from ...protocol.channel import Channel, Delivery
+from ...protocol.errors import InvalidRequest, PoolError
+from ...protocol.messages import Message, Refused
+from .reactor import Reactor
+
+_PEERCRED: Final = struct.Struct("3i")
+#: Linux's SO_PEERPIDFD (6.5); Python's socket module does not name it.
+_SO_PEERPIDFD: Final = 77
+_BACKLOG: Final = 256
+
+
+class Connection:
+    """A local process that talks to the supervisor.
+
+    Attributes:
+        pid: whose it is.
+        is_owner: whether the pool ends with it.
+        follows_logs: whether it wants new lines.
+    """
+
+    def __init__(self, channel: Channel, pid: int, pidfd: int, *, is_owner: bool) -> None:
+        self.channel = channel
+        self.pid = pid
+        self.pidfd = pidfd
+        self.is_owner = is_owner
+        self.follows_logs = False
+
+    def __repr__(self) -> str:
+        return f"<Connection pid={self.pid}{' owner' if self.is_owner else ''}>"
+
+
+class ControlServer:
+    """Accepts local processes and reads what they send.
+
+    Args:
+        reactor: whose epoll watches the sockets.
+        received: called with each message; it answers with `send`.
+        ended: called with a connection whose process is gone or has hung up.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        *,
+        received: Callable[[Connection, Delivery], None],
+        ended: Callable[[Connection], None],
+    ) -> None:
+        self._reactor = reactor
+        self._received = received
+        self._ended = ended
+        self._listener: socket.socket | None = None
+        self.connections: set[Connection] = set()
+
+    def listen(self, path: str) -> None:
+        """Accept connections at a path; only processes of this user can be in its folder."""
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(path)
+        self._listener.listen(_BACKLOG)
+        self._listener.setblocking(False)
+        self._reactor.watch(self._listener.fileno(), self._accept)
+
+    def add(self, channel: Channel, pid: int, pidfd: int, *, is_owner: bool) -> Connection:
+        """Take in a connected process."""
+        channel.socket.setblocking(False)
+        connection = Connection(channel, pid, pidfd, is_owner=is_owner)
+        self.connections.add(connection)
+        self._reactor.watch(channel.fileno(), lambda: self._readable(connection), channel.flush)
+        self._reactor.watch(pidfd, lambda: self.end(connection))
+        return connection
+
+    def send(self, connection: Connection, message: Message) -> None:
+        """Send a message; if the process is just ending, that will be noticed."""
+        if connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.channel.send(message)
+                self._reactor.wants_to_write(connection.channel)
+
+    def end(self, connection: Connection) -> None:
+        """Hang up."""
+        if connection not in self.connections:
+            return
+        self.connections.discard(connection)
+        self._reactor.forget(connection.channel.fileno())
+        self._reactor.forget(connection.pidfd)
+        connection.channel.close()
+        os.close(connection.pidfd)
+        self._ended(connection)
+
+    def close(self) -> None:
+        """Hang up on everyone, quietly."""
+        if self._listener is not None:
+            self._reactor.forget(self._listener.fileno())
+            self._listener.close()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.channel.flush()
+            self._reactor.forget(connection.channel.fileno())
+            self._reactor.forget(connection.pidfd)
+            connection.channel.close()
+            os.close(connection.pidfd)
+        self.connections.clear()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:  # the peer has given up already, or no descriptor is left: later ones may do better
+            return
+        pid, uid, _ = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+        if uid != os.getuid():
+            error = InvalidRequest(f"this pool belongs to uid {os.getuid()}; you are uid {uid}")
+            with contextlib.suppress(OSError):
+                Channel(sock).send(Refused(error.to_record()))
+            sock.close()
+            return
+        try:
+            pidfd = _peer_pidfd(sock, pid)
+        except OSError:  # it is gone
+            sock.close()
+            return
+        self.add(Channel(sock), pid, pidfd, is_owner=False)
+
+    def _readable(self, connection: Connection) -> None:
+        try:
+            for delivery in connection.channel.arrived():
+                self._received(connection, delivery)
+                if connection not in self.connections:
+                    return
+        except PoolError as error:
+            self.send(connection, Refused(error.to_record()))
+            self.end(connection)
+            return
+        except OSError:
+            self.end(connection)
+            return
+        if connection.channel.is_at_end:
+            self.end(connection)
+
+
+def _peer_pidfd(sock: socket.socket, pid: int) -> int:
+    """Return a pidfd of the process that connected; of its number on kernels that cannot tell it."""
+    try:
+        pidfd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        return os.pidfd_open(pid)
+    os.set_inheritable(pidfd, False)
+    return pidfd

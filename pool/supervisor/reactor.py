@@ -1,0 +1,131 @@
+"""One thread, one epoll: descriptors, timers and signals become calls.
+
+ZeroMQ's sockets are not descriptors that can be read or not; each has one that becomes readable when its state
+may have changed. So before the loop sleeps it asks each ZeroMQ socket itself, and the descriptor only wakes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+_READ = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
+
+
+class Writer(Protocol):
+    """Something with a descriptor and output that waits for room."""
+
+    def fileno(self) -> int: ...  # noqa: D102
+
+    @property
+    def has_unsent(self) -> bool: ...  # noqa: D102
+
+
+class Reactor:
+    """Calls whoever is concerned; `run` returns after `stop`."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._flushers: dict[int, Callable[[], None]] = {}
+        self._writers: dict[int, Writer] = {}
+        self._pollers: list[Callable[[], bool]] = []
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = itertools.count()
+        self._is_running = False
+
+    def watch(self, fd: int, read: Callable[[], None], flush: Callable[[], None] | None = None) -> None:
+        """Call ``read`` whenever the descriptor is readable or at its end."""
+        self._readers[fd] = read
+        if flush is not None:
+            self._flushers[fd] = flush
+        self._epoll.register(fd, _READ)
+
+    def wants_to_write(self, writer: Writer) -> None:
+        """Call the ``flush`` of this descriptor as long as it has something unsent."""
+        fd = writer.fileno()
+        if writer.has_unsent and fd in self._readers and fd not in self._writers:
+            self._writers[fd] = writer
+            self._epoll.modify(fd, _READ | select.EPOLLOUT)
+
+    def forget(self, fd: int) -> None:
+        """Watch a descriptor no more; no matter if it was not watched."""
+        if self._readers.pop(fd, None) is not None:
+            self._flushers.pop(fd, None)
+            self._writers.pop(fd, None)
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
+
+    def poll_first(self, poll: Callable[[], bool]) -> None:
+        """Call ``poll`` in every turn, before sleeping; as long as it returns true there is no sleep."""
+        self._pollers.append(poll)
+
+    def call_at(self, when: float, call: Callable[[], None]) -> None:
+        """Call once, at this time of the monotonic clock."""
+        heapq.heappush(self._timers, (when, next(self._serial), call))
+
+    def on_signals(self, numbers: tuple[int, ...], call: Callable[[int], None]) -> None:
+        """Call with the number when one of these signals came; never in the middle of something else."""
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        for number in numbers:
+            signal.signal(number, lambda *_: None)  # the wakeup descriptor tells which came
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+
+        def read() -> None:
+            for number in os.read(read_fd, 256):
+                if number in numbers:
+                    call(number)
+
+        self.watch(read_fd, read)
+
+    def run(self, next_wake: Callable[[float], float], woken: Callable[[], None]) -> None:
+        """Loop until `stop`.
+
+        Args:
+            next_wake: asked in every turn when ``woken`` is due, on the monotonic clock.
+            woken: called when that time has come.
+        """
+        self._is_running = True
+        while self._is_running:
+            has_more = False
+            for poll in self._pollers:
+                has_more = poll() or has_more
+            now = time.monotonic()
+            wake_at = next_wake(now)
+            if wake_at <= now:
+                woken()
+                continue
+            if self._timers:
+                wake_at = min(wake_at, self._timers[0][0])
+            timeout_s: float | None = None if wake_at == float("inf") else max(0.0, wake_at - now)
+            ready = self._epoll.poll(0 if has_more else timeout_s)
+            for fd, mask in ready:
+                self._call(fd, mask)
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                heapq.heappop(self._timers)[2]()
+
+    def stop(self) -> None:
+        """Let `run` return."""
+        self._is_running = False
+
+    def close(self) -> None:
+        """Close the epoll."""
+        self._epoll.close()
+
+    def _call(self, fd: int, mask: int) -> None:
+        if mask & select.EPOLLOUT and fd in self._writers:
+            with contextlib.suppress(OSError):
+                self._flushers[fd]()
+            if fd in self._writers and not self._writers[fd].has_unsent:
+                del self._writers[fd]
+                self._epoll.modify(fd, _READ)
+        read: Any = self._readers.get(fd)
+        if read is not None and mask & _READ:
+            read()

@@ -1,0 +1,36 @@
+"""A supervisor that nobody owns: it serves the models of a pool.toml until it is told to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+
+from ...protocol.errors import PoolError
+from ..config import default_directory, read_toml
+from ..core import events
+from ..runtime import RuntimeDirectory
+from ..sources import load_by_name
+from .supervisor import Supervisor
+
+
+def serve_standalone(config: str, listen: list[str], directory: str | None) -> int:
+    """Serve until told to stop; return the exit code: 0 stopped, 1 failed, 2 a wrong configuration."""
+    try:
+        settings, models = read_toml(config)
+        settings = dataclasses.replace(settings, listen=(*settings.listen, *listen))
+    except PoolError as error:
+        print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    try:
+        folder = RuntimeDirectory(directory or default_directory(settings.name))
+        supervisor = Supervisor(settings, folder, is_verbose=True)
+        paths = [os.path.dirname(os.path.abspath(config))]
+        for name, model in models.items():
+            supervisor.feed(events.ModelDeclared(None, load_by_name(name, model, paths), ()))
+        print(f"onecopy: serving at ipc://{folder.path}", file=sys.stderr, flush=True)  # noqa: T201
+        supervisor.serve()
+    except PoolError as error:
+        print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0

@@ -1,0 +1,165 @@
+"""What a pool tells of itself: frozen, readable, and plain with ``to_dict``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+
+class View:
+    """Base of all views."""
+
+    @classmethod
+    def from_wire(cls, values: Mapping[str, Any]) -> Self:
+        """Return the view of what a supervisor told; keys that a newer one adds are left out."""
+        names = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+        return cls(**{key: value for key, value in values.items() if key in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class ModelInfo(View):
+    """One model.
+
+    Attributes:
+        state: ``declared`` (loaded when needed), ``building``, ``adopting``, ``ready``, ``failed``.
+        weights_bytes: its one copy.
+        workers: how many hold it.
+        expected_s: what a run takes, in seconds; None before the first.
+        error: why it could not be loaded.
+    """
+
+    name: str
+    state: str
+    source: str
+    method: str
+    weights_bytes: int
+    workers: int
+    queued: int
+    running: int
+    answered: int
+    failed: int
+    expected_s: float | None
+    error: dict[str, Any] | None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.state}, {size(self.weights_bytes)} in {self.workers} workers, "
+            f"{self.queued} queued, {self.running} running, {self.answered} answered, {self.failed} failed"
+        )
+
+
+@dataclass(frozen=True)
+class ProcessInfo(View):
+    """One process: its share of memory, and what of it no other process could share."""
+
+    pid: int
+    role: str
+    pss_bytes: int
+    private_bytes: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Memory(View):
+    """What the pool takes, in bytes.
+
+    Attributes:
+        total_bytes: the processes' proportional share of anonymous and file pages, and all regions once.
+        weights_bytes: the one copy of all weights.
+        weights_bytes_unshared: what private copies in the workers that hold them would take.
+        app_held_bytes: what this app still holds of objects that it passed in, besides the one copy.
+        processes: each process of the pool; the app itself is not one.
+    """
+
+    total_bytes: int
+    weights_bytes: int
+    weights_bytes_unshared: int
+    slots_bytes: int
+    mailboxes_bytes: int
+    spilled_bytes: int
+    processes: tuple[ProcessInfo, ...]
+    app_held_bytes: int = 0
+
+    @classmethod
+    def from_wire(cls, values: Mapping[str, Any]) -> Self:
+        """Return the view of what a supervisor told."""
+        processes = tuple(ProcessInfo.from_wire(one) for one in values["processes"])
+        return super().from_wire({**values, "processes": processes})
+
+    def __str__(self) -> str:
+        unshared = size(self.weights_bytes_unshared)
+        lines = [f"{size(self.total_bytes)} in all; weights {size(self.weights_bytes)}, unshared {unshared}"]
+        lines += [
+            f"  {one.role:<10} {one.pid:>7}  {size(one.pss_bytes):>10}  private {size(one.private_bytes):>10}"
+            for one in self.processes
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class WorkerInfo(View):
+    """One worker process."""
+
+    pid: int
+    state: str
+    runs: int
+    outstanding: int
+    models: list[str]
+
+
+@dataclass(frozen=True)
+class Status(View):
+    """The pool as a whole.
+
+    Attributes:
+        slots: how many workers may run at once.
+        threads: threads that torch uses in one run.
+        unanswered: requests accepted and not answered.
+        retried: attempts that were repeated because a worker died.
+        fallbacks: what is done in a second-best way, and why.
+        notes: what happened lately that somebody may want to know.
+    """
+
+    name: str
+    pid: int
+    uptime_s: float
+    is_stopping: bool
+    slots: int
+    threads: int
+    clients: int
+    unanswered: int
+    retried: int
+    zygote_pid: int
+    workers: tuple[WorkerInfo, ...]
+    models: tuple[ModelInfo, ...]
+    fallbacks: list[str]
+    notes: list[str]
+
+    @classmethod
+    def from_wire(cls, values: Mapping[str, Any]) -> Self:
+        """Return the view of what a supervisor told."""
+        workers = tuple(WorkerInfo.from_wire(one) for one in values["workers"])
+        models = tuple(ModelInfo.from_wire(one) for one in values["models"])
+        return super().from_wire({**values, "workers": workers, "models": models})
+
+    def __str__(self) -> str:
+        lines = [f"pool {self.name}, pid {self.pid}, up {self.uptime_s:.0f} s, {self.unanswered} unanswered"]
+        lines += [f"  worker {one.pid}: {one.state}, {one.runs} runs" for one in self.workers]
+        lines += [f"  {model}" for model in self.models]
+        lines += [f"  fallback: {text}" for text in self.fallbacks]
+        return "\n".join(lines)
+
+
+def size(size_bytes: float) -> str:
+    """Return a number of bytes for people, in powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size_bytes) < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"

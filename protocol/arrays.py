@@ -1,0 +1,137 @@
+"""NumPy and torch arrays <-> `ArrayData`.
+
+Neither library is imported before an array of it occurs: encoding finds a library only if the value can be
+an instance of one of its classes, decoding imports what the sender used. So the supervisor, which never looks
+into values, runs without both, and a client without torch gets NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any, cast
+
+from .errors import InvalidRequest
+from .tensors import NUMPY_NAMES, TORCH_NAMES, array_bytes
+from .values import ArrayData, Buffer
+
+_NUMPY_TO_WIRE = {numpy: wire for wire, numpy in NUMPY_NAMES.items()}
+_TORCH_TO_WIRE = {f"torch.{torch}": wire for wire, torch in TORCH_NAMES.items()}
+
+
+def take_apart(value: Any) -> ArrayData | None:
+    """Return the array that a value is, or None if it is none.
+
+    Raises:
+        ValueError: it is an array, but of a kind that cannot travel.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _from_torch(torch, value)
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    if isinstance(value, numpy.ndarray):
+        return _from_numpy(numpy, value, "n")
+    if isinstance(value, numpy.generic):
+        return _from_numpy(numpy, value, "s")
+    if hasattr(value, "__array_interface__"):  # PIL images and their kind
+        return _from_numpy(numpy, value, "n")
+    return None
+
+
+def put_together(array: ArrayData) -> Any:
+    """Return the NumPy array or scalar or torch tensor; it is writable and owns its memory.
+
+    Raises:
+        InvalidRequest: dtype, shape and number of bytes contradict one another, or this process has no
+            library that can hold the dtype.
+    """
+    try:
+        expected_bytes = array_bytes(array.dtype, array.shape)
+    except ValueError as error:
+        raise InvalidRequest(f"broken array: {error}") from error
+    data = memoryview(array.data)
+    if data.nbytes != expected_bytes:
+        raise InvalidRequest(
+            f"broken array: {array.dtype} {list(array.shape)} takes {expected_bytes} bytes, got {data.nbytes}"
+        )
+    if array.family == "t":
+        return _to_torch(array)
+    if array.family not in ("n", "s"):
+        raise InvalidRequest(f"broken array: family {array.family!r}; known are n, s and t")
+    return _to_numpy(array)
+
+
+def _from_numpy(numpy: Any, value: Any, family: str) -> ArrayData:
+    array = numpy.asarray(value)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    wire = _NUMPY_TO_WIRE.get(array.dtype.name)
+    if wire is None:
+        raise ValueError(f"an array of dtype {array.dtype} has no fixed binary form; send numbers, or .tolist()")
+    flat = numpy.ascontiguousarray(array).reshape(-1).view(numpy.uint8)
+    return ArrayData(family, wire, tuple(array.shape), cast("Buffer", flat.data))
+
+
+def _from_torch(torch: Any, tensor: Any) -> ArrayData:
+    wire = _TORCH_TO_WIRE.get(str(tensor.dtype))
+    if tensor.layout != torch.strided:
+        raise ValueError(f"a tensor of layout {tensor.layout} cannot travel; send .to_dense()")
+    if wire is None:
+        raise ValueError(f"a tensor of dtype {tensor.dtype} cannot travel; send .dequantize() or .int_repr()")
+    if tensor.device.type == "meta":
+        raise ValueError("a tensor on the meta device has no data; send one that has")
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    flat = plain.reshape(-1).view(torch.uint8)
+    return ArrayData("t", wire, tuple(tensor.shape), cast("Buffer", flat.numpy().data))
+
+
+def _owned_bytes(data: Buffer) -> Any:
+    """Return a writable flat uint8 array over the data, copied only if its memory is not ours to write."""
+    import numpy
+
+    flat = numpy.frombuffer(data, dtype=numpy.uint8)
+    return flat if flat.flags.writeable else flat.copy()
+
+
+def _to_numpy(array: ArrayData) -> Any:
+    import numpy
+
+    name = NUMPY_NAMES.get(array.dtype)
+    if name is None:
+        return _widened(array)
+    typed = _owned_bytes(array.data).view(numpy.dtype(name))
+    return typed[0] if array.family == "s" else typed.reshape(array.shape)
+
+
+def _widened(array: ArrayData) -> Any:
+    """Return bfloat16 as float32, which holds each of its values exactly: NumPy has no bfloat16."""
+    import numpy
+
+    if array.dtype != "BF16":
+        raise InvalidRequest(
+            f"NumPy has no dtype for {array.dtype}; install torch here, or let the model return float32"
+        )
+    bits = numpy.frombuffer(array.data, dtype=numpy.uint16).astype(numpy.uint32) << 16
+    return bits.view(numpy.float32).reshape(array.shape)
+
+
+def _to_torch(array: ArrayData) -> Any:
+    torch = _torch_or_none()
+    if torch is None:
+        return _to_numpy(array)
+    dtype = getattr(torch, TORCH_NAMES[array.dtype])
+    if memoryview(array.data).nbytes == 0:
+        return torch.empty(array.shape, dtype=dtype)
+    return torch.from_numpy(_owned_bytes(array.data)).view(dtype).reshape(array.shape)
+
+
+@cache
+def _torch_or_none() -> Any:
+    """Import torch once; a client may well run where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch

@@ -1,0 +1,184 @@
+"""A unix stream socket that carries messages and file descriptors.
+
+Used wherever two of the pool's processes talk without ZeroMQ: supervisor and zygote, loader, worker; an app's
+or the command line's control connection. The socket may be blocking (children, apps) or not (supervisor).
+
+File descriptors arrive with the first byte of the message they belong to. The kernel never merges what was
+sent with descriptors into what came after, so they can be kept in one queue: each message says how many of
+them are its own.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from .errors import InvalidRequest
+from .frames import StreamDecoder, stream_parts
+from .limits import MAX_FDS
+from .messages import Message
+from .values import Buffer
+
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+#: The most pieces that one sendmsg takes (IOV_MAX is 1024 on Linux).
+_MAX_PIECES: Final = 512
+
+
+class Delivery(NamedTuple):
+    """A received message with its buffers and descriptors; the receiver owns the descriptors."""
+
+    message: Message
+    buffers: list[Any]
+    fds: list[int]
+
+
+class Channel:
+    """One end of a connection.
+
+    Args:
+        sock: a connected ``AF_UNIX`` ``SOCK_STREAM`` socket; the channel owns it from now on.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._decoder = StreamDecoder()
+        self._fds: deque[int] = deque()
+        self._unsent: deque[tuple[list[Buffer], list[int]]] = deque()
+        self._ready: deque[Delivery] = deque()
+        self.is_at_end = False
+
+    def __repr__(self) -> str:
+        state = "at end" if self.is_at_end else "open"
+        return f"<Channel fd={self._sock.fileno()} {state}, {len(self._unsent)} unsent>"
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, for polling."""
+        return self._sock.fileno()
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket underneath, for its options and credentials."""
+        return self._sock
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether `flush` has work once the socket takes more."""
+        return bool(self._unsent)
+
+    def send(self, message: Message, buffers: Sequence[Buffer] = (), fds: Sequence[int] = ()) -> None:
+        """Send a message; on a non-blocking socket what does not fit now is kept for `flush`.
+
+        Descriptors are duplicated before this returns; the caller keeps its own.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        parts = stream_parts(message, buffers, len(fds))
+        if not self._unsent:
+            parts, fds = self._write(parts, list(fds))
+        if parts:
+            self._unsent.append((parts, [os.dup(fd) for fd in fds]))
+
+    def flush(self) -> None:
+        """Write what is kept, as far as the socket takes it."""
+        while self._unsent:
+            parts, fds = self._unsent.popleft()
+            left, fds_left = self._write(parts, fds)
+            if not fds_left:
+                _close_all(fds)
+            if left:
+                self._unsent.appendleft((left, fds_left))
+                return
+
+    def receive(self) -> Delivery | None:
+        """Block until a message is there; None when the other end is closed.
+
+        Raises:
+            InvalidRequest: the stream is broken; close the channel.
+            OSError: the connection failed.
+        """
+        while not self._ready:
+            if self.is_at_end:
+                return None
+            self._read_once()
+        return self._ready.popleft()
+
+    def arrived(self) -> Iterator[Delivery]:
+        """Yield what can be had without blocking (non-blocking sockets); sets `is_at_end` at the end."""
+        while True:
+            while self._ready:
+                yield self._ready.popleft()
+            if self.is_at_end:
+                return
+            try:
+                self._read_once()
+            except BlockingIOError:
+                return
+
+    def close(self) -> None:
+        """Close the socket and every descriptor that nobody took; may be called again."""
+        self._sock.close()
+        _close_all(self._fds)
+        self._fds.clear()
+        for delivery in self._ready:
+            _close_all(delivery.fds)
+        self._ready.clear()
+        for _, fds in self._unsent:
+            _close_all(fds)
+        self._unsent.clear()
+
+    def _write(self, parts: list[Buffer], fds: list[int]) -> tuple[list[Buffer], list[int]]:
+        """Write until done or the socket is full; return the pieces and descriptors that are left."""
+        try:
+            if fds:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                parts, fds = _without(parts, self._sock.sendmsg(parts[:1], rights)), []
+            while parts:
+                is_one = len(parts) == 1
+                sent = self._sock.send(parts[0]) if is_one else self._sock.sendmsg(parts[:_MAX_PIECES])
+                parts = _without(parts, sent)
+        except BlockingIOError:
+            pass
+        return parts, fds
+
+    def _read_once(self) -> None:
+        space = self._decoder.space()
+        size_bytes, ancillary, flags, _ = self._sock.recvmsg_into(
+            [space], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received = array.array("i")
+                received.frombytes(data[: len(data) - len(data) % received.itemsize])
+                self._fds.extend(received)
+        if flags & socket.MSG_CTRUNC:
+            raise InvalidRequest("file descriptors were lost on the way: this process has too many open")
+        if size_bytes == 0 and len(space) > 0:
+            self.is_at_end = True
+            return
+        self._decoder.wrote(size_bytes)
+        for message, buffers, count in self._decoder.messages():
+            if count > len(self._fds):
+                raise InvalidRequest(f"{type(message).__name__} came with {len(self._fds)} fds instead of {count}")
+            self._ready.append(Delivery(message, buffers, [self._fds.popleft() for _ in range(count)]))
+
+
+def _without(parts: list[Buffer], sent_bytes: int) -> list[Buffer]:
+    """Return the pieces that are left after this many bytes of them were written."""
+    for index, part in enumerate(parts):
+        size_bytes = memoryview(part).nbytes
+        if sent_bytes < size_bytes:
+            return [memoryview(part).cast("B")[sent_bytes:], *parts[index + 1 :]]
+        sent_bytes -= size_bytes
+    return []
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,188 @@
+"""Message <-> bytes: a ZeroMQ multipart, or a length-prefixed piece of a stream.
+
+The header of a message is ``msgpack([WIRE_VERSION, number, *fields])``. Its buffers follow untouched, so that
+whoever relays a message reads the header alone.
+
+* Multipart: frame 0 is the header, each further frame one buffer.
+* Stream: a prefix ``<BBHI`` (version, number of fds, number of buffers, header size in bytes), the buffers'
+  sizes as ``<Q`` each, the header, the buffers. The fds come as ``SCM_RIGHTS`` with the prefix's first byte.
+
+Everything here is pure: bytes in, messages out. `channel` does the input and output.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple, cast
+
+import msgpack
+
+from .errors import InvalidRequest
+from .limits import MAX_BUFFER_BYTES, MAX_BUFFERS, MAX_FDS, MAX_HEADER_BYTES, WIRE_VERSION
+from .messages import NUMBERS, Message, parse
+from .values import Buffer
+
+_PREFIX: Final = struct.Struct("<BBHI")
+_SIZE: Final = struct.Struct("<Q")
+#: Buffers below this are read together with what surrounds them; above, straight into their own memory.
+_OWN_READ_BYTES: Final = 32 * 1024
+
+
+class Received(NamedTuple):
+    """One message as it arrived; ``fds`` is how many file descriptors belong to it."""
+
+    message: Message
+    buffers: list[Any]
+    fds: int
+
+
+def pack_header(message: Message) -> bytes:
+    """Return the header frame of a message."""
+    return cast(bytes, msgpack.packb([WIRE_VERSION, NUMBERS[type(message)], *message]))
+
+
+def unpack_header(header: Buffer) -> Message:
+    """Return the message of a header frame.
+
+    Raises:
+        InvalidRequest: it is too large, not msgpack, of another version, or no known message.
+    """
+    if len(header) > MAX_HEADER_BYTES:
+        raise InvalidRequest(f"a header of {len(header):,} bytes; at most {MAX_HEADER_BYTES:,}")
+    try:
+        fields = msgpack.unpackb(header, strict_map_key=False)
+    except Exception as error:  # msgpack raises many kinds for broken input
+        raise InvalidRequest(f"broken header: {type(error).__name__}: {error}") from error
+    if type(fields) is not list or len(fields) < 2:
+        raise InvalidRequest("broken header: not a list of version, number and fields")
+    version, number, *rest = cast("list[Any]", fields)
+    if version != WIRE_VERSION:
+        raise InvalidRequest(f"wire version {version!r}; this side speaks {WIRE_VERSION}")
+    if type(number) is not int:
+        raise InvalidRequest("broken header: the message number is not an integer")
+    return parse(number, rest)
+
+
+def check_buffers(sizes_bytes: Sequence[int]) -> None:
+    """Raise `InvalidRequest` if the buffers of a message are too many or one is too large."""
+    if len(sizes_bytes) > MAX_BUFFERS:
+        raise InvalidRequest(f"{len(sizes_bytes)} buffers; at most {MAX_BUFFERS}")
+    for size_bytes in sizes_bytes:
+        if size_bytes > MAX_BUFFER_BYTES:
+            raise InvalidRequest(f"a buffer of {size_bytes:,} bytes; at most {MAX_BUFFER_BYTES:,}")
+
+
+def stream_parts(message: Message, buffers: Sequence[Buffer] = (), fds: int = 0) -> list[Buffer]:
+    """Return the pieces that stand for a message in a stream, small ones joined."""
+    header = pack_header(message)
+    prefix = _PREFIX.pack(WIRE_VERSION, fds, len(buffers), len(header))
+    if not buffers:
+        return [prefix + header]
+    sizes = b"".join([_SIZE.pack(memoryview(buffer).nbytes) for buffer in buffers])
+    return [prefix + sizes + header, *buffers]
+
+
+class StreamDecoder:
+    """Turns the bytes of a stream into messages, however they are cut.
+
+    Read into `space` and tell `wrote` how much came; then iterate over `messages`. A large buffer is read
+    straight into the memory in which it is handed on.
+    """
+
+    def __init__(self, read_bytes: int = 256 * 1024) -> None:
+        self._scratch = memoryview(bytearray(read_bytes))
+        self._pending = bytearray()
+        self._large: memoryview | None = None  # the buffer that is being filled in place
+        self._filled = 0
+        self._prefix: tuple[int, int, int] | None = None  # fds, buffers, header size
+        self._sizes: tuple[int, ...] = ()
+        self._header: Message | None = None
+        self._buffers: list[Any] = []
+
+    def space(self) -> memoryview:
+        """Return the memory that the next bytes of the stream belong into."""
+        if self._large is not None:
+            return self._large[self._filled :]
+        return self._scratch
+
+    def wrote(self, size_bytes: int) -> None:
+        """Take over this many bytes from the start of what `space` returned."""
+        if self._large is not None:
+            self._filled += size_bytes
+        else:
+            self._pending += self._scratch[:size_bytes]
+
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether the stream could end here without cutting a message."""
+        return self._prefix is None and not self._pending
+
+    def messages(self) -> Iterator[Received]:
+        """Yield every message that is complete.
+
+        Raises:
+            InvalidRequest: what came is not a message, or beyond a limit; the stream is unusable from here.
+        """
+        while self._step():
+            if self._header is not None and len(self._buffers) == len(self._sizes) and self._large is None:
+                assert self._prefix is not None
+                received = Received(self._header, self._buffers, self._prefix[0])
+                self._prefix, self._header, self._sizes, self._buffers = None, None, (), []
+                yield received
+
+    def _step(self) -> bool:
+        """Advance by one part of a message; false if more bytes are needed first."""
+        if self._prefix is None:
+            return self._read_prefix()
+        if self._header is None:
+            return self._read_header()
+        return self._read_buffer()
+
+    def _read_prefix(self) -> bool:
+        if len(self._pending) < _PREFIX.size:
+            return False
+        version, fds, buffers, header_bytes = _PREFIX.unpack_from(self._pending)
+        if version != WIRE_VERSION:
+            raise InvalidRequest(f"wire version {version}; this side speaks {WIRE_VERSION}")
+        if fds > MAX_FDS or buffers > MAX_BUFFERS or header_bytes > MAX_HEADER_BYTES:
+            raise InvalidRequest(f"{fds} fds, {buffers} buffers, {header_bytes:,} header bytes: beyond limits")
+        self._take(_PREFIX.size)
+        self._prefix = (fds, buffers, header_bytes)
+        return True
+
+    def _read_header(self) -> bool:
+        assert self._prefix is not None
+        _, buffers, header_bytes = self._prefix
+        sizes_bytes = buffers * _SIZE.size
+        if len(self._pending) < sizes_bytes + header_bytes:
+            return False
+        self._sizes = struct.unpack_from(f"<{buffers}Q", self._pending)
+        check_buffers(self._sizes)
+        self._take(sizes_bytes)
+        self._header = unpack_header(self._take(header_bytes))
+        return True
+
+    def _read_buffer(self) -> bool:
+        if self._large is not None:
+            if self._filled < len(self._large):
+                return False
+            self._buffers.append(self._large.obj)
+            self._large = None
+            return True
+        wanted = self._sizes[len(self._buffers)]
+        if len(self._pending) >= wanted:
+            self._buffers.append(self._take(wanted))
+            return True
+        if wanted < _OWN_READ_BYTES:
+            return False
+        self._large = memoryview(bytearray(wanted))
+        self._filled = len(self._pending)
+        self._large[: self._filled] = self._pending
+        self._pending.clear()
+        return True
+
+    def _take(self, size_bytes: int) -> bytearray:
+        taken = self._pending[:size_bytes]
+        del self._pending[:size_bytes]
+        return taken

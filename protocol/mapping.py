@@ -1,0 +1,96 @@
+"""A region's file descriptor becomes memory, and a piece of that memory becomes a torch storage.
+
+::
+
+    fd ──map_region──► mapping  ├──────────┼───┼─────────────────┤
+                                     │       │          │
+                       storage_in ───┘       │          └─── storage_in
+                                             └── buffer_in
+
+Every process maps a region privately (copy on write): whoever only reads shares the one copy of each
+page, and whoever writes, be it a module that updates a buffer, gets a page of its own while everyone else
+keeps reading what was there. So a mapping is writable even where the region behind it is sealed for good.
+
+Nothing here copies a byte. What is made from a mapping keeps it alive, so there is nothing to close: the
+address range is given back when the last storage or buffer in it is gone.
+
+Torch is imported when the first storage is asked for, never by importing this module.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+MAP_NORESERVE = 0x4000
+"""From ``<bits/mman.h>``, the same on every Linux architecture that torch supports; `mmap` lacks its name."""
+
+
+def map_region(fd: int, size_bytes: int) -> mmap.mmap:
+    """Map a region privately: zero-copy to read, each written page becomes this process's own.
+
+    Without ``MAP_NORESERVE`` the kernel would count the whole region as memory that this process may come to
+    need, as if every page of it were going to be written.
+
+    Args:
+        fd: the region. It is duplicated by the mapping; the caller may close its own.
+        size_bytes: how much of it to map, from its start.
+
+    Raises:
+        ValueError: `size_bytes` is not positive, or the region is smaller than that.
+        OSError: the kernel refused.
+    """
+    if size_bytes <= 0:
+        # `mmap` would take 0 for "all of the file".
+        raise ValueError(f"a mapping of {size_bytes} bytes was asked for; it must have at least one")
+    return mmap.mmap(
+        fd,
+        size_bytes,
+        flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
+        prot=mmap.PROT_READ | mmap.PROT_WRITE,
+    )
+
+
+def storage_in(mapping: mmap.mmap, offset_bytes: int, size_bytes: int) -> torch.UntypedStorage:
+    """Make a torch storage of a piece of a mapping, without copying.
+
+    Two calls for the same piece give two storages over the same bytes; tensors that are to be tied must be
+    made from one.
+
+    Args:
+        mapping: what `map_region` returned; it lives at least as long as the storage.
+        offset_bytes: where in the mapping the storage begins.
+        size_bytes: its size; 0 gives an empty storage that refers to nothing.
+
+    Raises:
+        ValueError: the piece does not lie inside the mapping.
+    """
+    import torch
+
+    buffer = buffer_in(mapping, offset_bytes, size_bytes)
+    if size_bytes == 0:
+        return torch.UntypedStorage(0)
+    # The storage refers to the view and not to the mapping itself: a mapping refuses to be closed as long as
+    # there are views of it, but torch's reference alone would let it vanish from under the storage.
+    return torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
+
+
+def buffer_in(mapping: mmap.mmap, offset_bytes: int, size_bytes: int) -> memoryview:
+    """Like `storage_in`, for what speaks the buffer protocol and not torch: a writable view, without a copy.
+
+    Args:
+        mapping: what `map_region` returned; it lives at least as long as the view.
+        offset_bytes: where in the mapping the view begins.
+        size_bytes: its size.
+
+    Raises:
+        ValueError: the piece does not lie inside the mapping.
+    """
+    if offset_bytes < 0 or size_bytes < 0 or offset_bytes + size_bytes > len(mapping):
+        raise ValueError(
+            f"{size_bytes} bytes at offset {offset_bytes} do not lie inside a mapping of {len(mapping)} bytes"
+        )
+    return memoryview(mapping)[offset_bytes : offset_bytes + size_bytes]

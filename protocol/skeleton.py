@@ -1,0 +1,278 @@
+"""The pickle of an object with its memory taken out, and the object made again around other memory.
+
+Pickling visits every tensor of an object, wherever it hides: in a module, a closure, a cache of a tokenizer.
+Each is written as a *view*: dtype, shape, strides and the index of the storage it looks into. Storages are
+what is shared, never tensors; so tied weights stay tied and a view into a weight stays a view into it. Large
+contiguous arrays of numpy hand out their memory through the buffer protocol and take the same way.
+
+::
+
+    Parameter ─┐                      Parameter ─┐
+    Tensor ────┼─► storage 0  ═══►    Tensor ────┼─► index 0 ─► wherever the manifest says it lies now
+    ndarray ───┘                      ndarray ───┘
+
+A skeleton is a pickle, and unpickling runs code. Skeletons come from our own loader process, or from the
+application that owns the pool or runs as the same user, over a unix socket whose peer the kernel named.
+Nothing that arrived over ZeroMQ may ever be passed to `SkeletonUnpickler`.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import pickle
+import types
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import cloudpickle
+
+from .manifest import Manifest
+from .mapping import buffer_in, storage_in
+from .pieces import Pieces, check_device
+
+if TYPE_CHECKING:
+    import torch
+
+ARRAY_BYTES = 64 * 1024
+"""Smaller arrays stay inside the skeleton: an entry in the manifest would cost more than it shares."""
+
+
+class SkeletonPickler(cloudpickle.Pickler):
+    """Writes a skeleton and notes the memory, the tensors and the imports that it met.
+
+    Attributes:
+        pieces: the memory.
+        tensors: every tensor that can be pointed at other memory, with the number of its piece.
+        modules: names of modules that reading the skeleton imports, in the order in which it does.
+        last: the object that was being reduced last: where pickling failed, most likely why.
+    """
+
+    def __init__(self, file: io.BytesIO) -> None:
+        import torch
+
+        super().__init__(file, protocol=5)
+        self.pieces = Pieces()
+        self.tensors: list[tuple[torch.Tensor, int]] = []
+        self.modules: dict[str, None] = {}
+        self.last: object = None
+        self._torch = torch
+        self._out_of_band = {torch.UntypedStorage, torch.TypedStorage, pickle.PickleBuffer}
+
+    def persistent_id(self, obj: Any, /) -> tuple[object, ...] | None:
+        """Take memory out of the stream. Called for every object, so it decides most of them at once."""
+        if type(obj) not in self._out_of_band:
+            return None
+        self.last = obj
+        if isinstance(obj, pickle.PickleBuffer):
+            raw = obj.raw()
+            if raw.nbytes < ARRAY_BYTES:
+                return None
+            return "buffer", self.pieces.add_buffer(raw), raw.readonly
+        if isinstance(obj, self._torch.TypedStorage):
+            # Torch wraps storages like this where it reduces tensors that are not plain, quantized ones say.
+            return "typed", self.pieces.add_storage(obj._untyped_storage), obj.dtype
+        return "untyped", self.pieces.add_storage(obj), None
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce tensors and parametrized modules our own way, everything else as cloudpickle does."""
+        self.last = obj
+        if issubclass(type(obj), self._torch.Tensor):
+            return self._reduce_tensor(obj)
+        if issubclass(type(obj), self._torch.nn.Module) and _is_parametrized(obj):
+            return _reduce_parametrized(obj)
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, types.ModuleType) or reduced is NotImplemented:
+            self._note_import(obj)
+        return reduced
+
+    def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
+        from torch import _utils
+
+        torch = self._torch
+        with torch._C.DisableTorchFunctionSubclass():
+            if not tensor.is_meta:  # which has no memory: its shape is all there is
+                check_device(tensor.device)
+            if not _is_plain(tensor):
+                # Torch takes it apart: into storages, or into inner tensors that come back here.
+                return NotImplemented
+            storage = tensor.untyped_storage()
+            index = self.pieces.add_storage(storage)
+            if index is not None:
+                if isinstance(tensor, torch.nn.Parameter):
+                    self.pieces[index].role = "parameter"
+                self.tensors.append((tensor, index))
+                if tensor._base is not None:  # a view keeps the tensor alive that it was taken from
+                    self.tensors.append((tensor._base, index))
+            arguments = (
+                type(tensor),
+                storage,
+                tensor.dtype,
+                int(tensor.storage_offset()),
+                tuple(tensor.size()),
+                tensor.stride(),
+                tensor.requires_grad,
+                _utils.get_tensor_metadata(tensor) or None,
+            )
+            state = _utils._get_obj_state(tensor)
+        if not state:
+            return _rebuild_tensor, arguments
+        return _rebuild_tensor, arguments, state, None, None, _set_tensor_state
+
+    def _note_import(self, obj: Any) -> None:
+        """Note the module of what is written by name: a class or function that is not written by value."""
+        if isinstance(obj, types.ModuleType):
+            name = obj.__name__
+        elif isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType):
+            name = pickle.whichmodule(obj, obj.__qualname__)  # type: ignore[attr-defined]
+        else:
+            return
+        if name not in ("__main__", "builtins"):
+            self.modules.setdefault(name)
+
+
+class SkeletonUnpickler(pickle.Unpickler):
+    """Makes the object of a skeleton again, its memory being that of mappings.
+
+    Args:
+        skeleton: what `SkeletonPickler` wrote. Reading it runs code: see the top of this file.
+        manifest: where each of its storages lies.
+        mappings: of the manifest's regions, in their order.
+    """
+
+    def __init__(self, skeleton: bytes, manifest: Manifest, mappings: Sequence[mmap.mmap]) -> None:
+        super().__init__(io.BytesIO(skeleton))
+        self._entries = manifest.storages
+        self._mappings = mappings
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def persistent_load(self, pid: Any, /) -> Any:
+        """Put memory back in the place of a persistent id."""
+        import torch
+
+        kind, index, detail = cast("tuple[str, int | None, Any]", pid)
+        if kind == "buffer":
+            assert index is not None, "only buffers of some size leave the stream"
+            entry = self._entries[index]
+            buffer = buffer_in(self._mappings[entry.region], entry.offset_bytes, entry.size_bytes)
+            return buffer.toreadonly() if detail else buffer
+        storage = self._storage(index)
+        if kind == "typed":
+            return torch.TypedStorage(wrap_storage=storage, dtype=detail, _internal=True)
+        return storage
+
+    def _storage(self, index: int | None) -> torch.UntypedStorage:
+        if index is None:
+            import torch
+
+            return torch.UntypedStorage(0)
+        # Made once each: what shared a storage before shares one again.
+        if index not in self._storages:
+            entry = self._entries[index]
+            mapping = self._mappings[entry.region]
+            self._storages[index] = storage_in(mapping, entry.offset_bytes, entry.size_bytes)
+        return self._storages[index]
+
+
+def view_like(tensor: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
+    """Return what a plain tensor would be if it looked into another storage."""
+    from torch import _utils
+
+    bits = _utils.get_tensor_metadata(tensor)
+    return _view(storage, tensor.dtype, int(tensor.storage_offset()), tensor.size(), tensor.stride(), bits)
+
+
+def _view(
+    storage: torch.UntypedStorage,
+    dtype: torch.dtype,
+    offset: int,
+    size: Sequence[int],
+    stride: Sequence[int],
+    bits: dict[str, bool] | None,
+) -> torch.Tensor:
+    import torch
+    from torch import _utils
+
+    # The device is named because a default device may be set where an object is thawed.
+    tensor = torch.empty(0, dtype=dtype, device="cpu").set_(storage, offset, tuple(size), tuple(stride))
+    if bits:  # lazy conjugation and negation
+        _utils.set_tensor_metadata(tensor, bits)
+    return tensor
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a strided view of one CPU storage and lets torch pickle it."""
+    import torch
+
+    cls: Any = type(tensor)
+    base: Any = torch.Tensor
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and not tensor.is_quantized
+        and not tensor.is_nested
+        and cls.__torch_dispatch__ is base.__torch_dispatch__
+        and cls.__reduce_ex__ in (base.__reduce_ex__, torch.nn.Parameter.__reduce_ex__)
+        and cls.__setstate__ is base.__setstate__
+    )
+
+
+def _is_parametrized(module: torch.nn.Module) -> bool:
+    from torch.nn.utils import parametrize
+
+    return "_modules" in vars(module) and parametrize.is_parametrized(module)
+
+
+def _reduce_parametrized(module: torch.nn.Module) -> tuple[object, ...]:
+    """Reduce a module whose class was replaced by one that computes some of its tensors.
+
+    That class exists for this one module and refuses to be pickled; what it was derived from does not.
+    """
+    injected = type(module)
+    state = super(injected, module).__getstate__()
+    names = tuple(cast("torch.nn.ModuleDict", module.parametrizations))
+    return _rebuild_parametrized, (injected.__bases__[0], names), state
+
+
+# The functions below are named by skeletons: they are called when one is read.
+
+
+def _rebuild_tensor(
+    cls: type[torch.Tensor],
+    storage: torch.UntypedStorage,
+    dtype: torch.dtype,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    requires_grad: bool,
+    bits: dict[str, bool] | None,
+) -> torch.Tensor:
+    import torch
+
+    tensor = _view(storage, dtype, offset, size, stride, bits)
+    if issubclass(cls, torch.nn.Parameter):
+        # What Parameter itself does, without running the `__new__` of a class derived from it.
+        return torch.Tensor._make_subclass(cls, tensor, requires_grad)
+    if cls is not torch.Tensor:
+        tensor = tensor.as_subclass(cls)
+    return tensor.requires_grad_() if requires_grad else tensor
+
+
+def _set_tensor_state(tensor: torch.Tensor, state: Any) -> None:
+    """Give a tensor its Python attributes back; its own `__setstate__` reads only an ancient format."""
+    from torch import _utils
+
+    _utils._set_obj_state(tensor, state)
+
+
+def _rebuild_parametrized(
+    base: Callable[..., torch.nn.Module] | type[torch.nn.Module], names: tuple[str, ...]
+) -> torch.nn.Module:
+    from torch.nn.utils import parametrize
+
+    module = cast("torch.nn.Module", cast("Any", base).__new__(base))
+    # Before the state is set, so that a `__setstate__` of the class finds the module as it was.
+    parametrize._inject_new_class(module)
+    for name in names:
+        parametrize._inject_property(module, name)
+    return module

@@ -1,0 +1,100 @@
+"""The states of everything that has some, as tables: what may follow what, and why.
+
+`TRANSITIONS[kind][state]` lists what may come next. Terminal states have an empty row. Code that changes a
+state goes through `Lifecycle.become`, which refuses what is not in the table and tells the object's story:
+a state machine that is wrong must fail loudly, near the cause.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+Table = dict[str, dict[str, str]]
+
+#: A request, from being accepted to its one answer.
+REQUEST: Final[Table] = {
+    "queued": {
+        "running": "handed to a worker",
+        "answered": "failed, cancelled or expired before it ran",
+    },
+    "running": {
+        "answered": "its attempt ended, or nobody waits for it any more",
+        "queued": "its worker died",
+    },
+    "answered": {},
+}
+
+#: A worker process.
+WORKER: Final[Table] = {
+    "starting": {"idle": "forked", "dead": "never came up"},
+    "idle": {"busy": "got work", "leaving": "replaced or no longer needed", "dead": "died"},
+    "busy": {"idle": "did its work", "dead": "died"},
+    "leaving": {"dead": "exited"},
+    "dead": {},
+}
+
+#: A weight set: one version of one model on one device.
+WEIGHT_SET: Final[Table] = {
+    "declared": {
+        "building": "needed, a loader builds it",
+        "adopting": "came frozen from an app",
+        "freed": "never needed",
+    },
+    "building": {
+        "adopting": "built and sealed",
+        "failed": "the loader failed",
+        "freed": "unloaded meanwhile",
+    },
+    "adopting": {"ready": "new workers have its modules", "freed": "unloaded meanwhile"},
+    "ready": {"draining": "unloaded or replaced", "freed": "unloaded, and no worker holds it"},
+    "draining": {"freed": "no worker holds it any more"},
+    "failed": {"building": "needed again", "freed": "unloaded"},
+    "freed": {},
+}
+
+TABLES: Final[dict[str, Table]] = {"request": REQUEST, "worker": WORKER, "weight set": WEIGHT_SET}
+
+_STORY_LENGTH: Final = 20
+
+
+class ImpossibleTransition(RuntimeError):
+    """A state change that no table allows: a bug in the caller, never a user's fault."""
+
+
+class Lifecycle:
+    """The state of one object, and how it came there.
+
+    Args:
+        kind: a key of `TABLES`.
+        name: what to call the object in its story.
+        state: where it starts.
+    """
+
+    __slots__ = ("_name", "_story", "_table", "state")
+
+    def __init__(self, kind: str, name: str, state: str) -> None:
+        self._table = TABLES[kind]
+        self._name = f"{kind} {name}"
+        self._story: deque[str] = deque([state], maxlen=_STORY_LENGTH)
+        self.state = state
+
+    def __repr__(self) -> str:
+        return f"<{self._name}: {self.state}>"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can follow."""
+        return not self._table[self.state]
+
+    def become(self, state: str) -> None:
+        """Enter a state.
+
+        Raises:
+            ImpossibleTransition: the table does not allow it from here; the message tells the story.
+        """
+        if state not in self._table[self.state]:
+            story = " -> ".join(self._story)
+            raise ImpossibleTransition(f"{self._name} cannot become {state}: {story}")
+        self.state = state
+        self._story.append(state)

@@ -1,0 +1,39 @@
+"""What every test gets: a check that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import warnings
+from collections.abc import Iterator
+
+import pytest
+from leftovers import Census
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+faulthandler.enable()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Fail a test that leaves a process, descriptor, socket file or shared memory behind."""
+    runtime = tmp_path_factory.mktemp("run", numbered=True)
+    runtime.chmod(0o700)
+    before_environment = os.environ.get("XDG_RUNTIME_DIR")
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)
+    before = Census.take(runtime)
+    yield
+    request.node.funcargs.clear()  # the values of other fixtures, which pytest would keep a little longer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    try:
+        before.check_nothing_new(runtime)
+    finally:
+        if before_environment is None:
+            del os.environ["XDG_RUNTIME_DIR"]
+        else:
+            os.environ["XDG_RUNTIME_DIR"] = before_environment

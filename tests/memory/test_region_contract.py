@@ -1,0 +1,278 @@
+"""What every store of regions does, and what only one made of kernel memory can be asked."""
+
+import fcntl
+import mmap
+import os
+
+import pytest
+from onecopy.pool.memory.base import Region, RegionBusy, RegionRefused, RegionStore
+from onecopy.pool.memory.fake import FakeStore
+from onecopy.pool.memory.memfd import SEALS, MemfdStore, available_bytes
+
+
+class OverMemfd:
+    """Does to a memfd what another process would."""
+
+    def __init__(self):
+        self.store = MemfdStore()
+        self.mapping = None
+
+    def write(self, fd, data, offset_bytes=0):
+        os.pwrite(fd, data, offset_bytes)
+
+    def read(self, fd, size_bytes, offset_bytes=0):
+        return os.pread(fd, size_bytes, offset_bytes)
+
+    def map_writably(self, fd):
+        self.mapping = mmap.mmap(fd, 4096, flags=mmap.MAP_SHARED)
+
+    def unmap(self, fd):
+        self.mapping.close()
+
+    def offer(self, size_bytes, *, sealable=True):
+        fd = os.memfd_create("offered", os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if sealable else 0))
+        os.ftruncate(fd, size_bytes)
+        return fd
+
+    def open_fds(self):
+        return frozenset(os.listdir("/proc/self/fd"))
+
+
+class OverFake:
+    def __init__(self):
+        self.store = FakeStore()
+        self.write, self.read = self.store.write, self.store.read
+        self.map_writably, self.unmap = self.store.map_writably, self.store.unmap
+        self.offer = self.store.offer
+
+    def open_fds(self):
+        return self.store.open_fds
+
+
+@pytest.fixture(params=[OverMemfd, OverFake], ids=["memfd", "fake"])
+def world(request):
+    world = request.param()
+    before = world.open_fds()
+    made = []
+    create, adopt = world.store.create, world.store.adopt
+
+    def keep(make):
+        def kept(*arguments, **options):
+            made.append(make(*arguments, **options))
+            return made[-1]
+
+        return kept
+
+    world.store.create, world.store.adopt = keep(create), keep(adopt)
+    yield world
+    for region in made:
+        world.store.close(region)
+    assert world.open_fds() == before, "a descriptor leaked"
+
+
+@pytest.fixture
+def store(world):
+    store: RegionStore = world.store
+    return store
+
+
+def test_a_new_region_has_its_size_reads_as_zeros_and_takes_no_memory(world, store):
+    region = store.create(10_000, "weights")
+    assert (region.size_bytes, region.sealed, region.name, region.is_open) == (10_000, False, "weights", True)
+    assert world.read(region.fd, 20_000) == bytes(10_000)
+    assert store.allocated_bytes(region) == 0
+
+
+def test_only_written_pages_are_allocated(world, store):
+    region = store.create(10 * 4096, "weights")
+    world.write(region.fd, b"x", 3 * 4096 + 5)
+    assert store.allocated_bytes(region) == 4096
+    world.write(region.fd, b"xy", 5 * 4096 - 1)
+    assert store.allocated_bytes(region) == 3 * 4096
+
+
+def test_what_was_written_stays_readable_after_sealing(world, store):
+    region = store.create(4096, "weights")
+    world.write(region.fd, b"content", 100)
+    store.seal(region)
+    assert region.sealed
+    assert world.read(region.fd, 7, 100) == b"content"
+
+
+def test_a_sealed_region_refuses_writing(world, store):
+    region = store.create(4096, "weights")
+    store.seal(region)
+    with pytest.raises(PermissionError):
+        world.write(region.fd, b"x")
+    assert world.read(region.fd, 1) == b"\0"
+
+
+def test_sealing_again_does_nothing(store):
+    region = store.create(4096, "weights")
+    store.seal(region)
+    store.seal(region)
+    assert region.sealed
+
+
+def test_a_writable_mapping_holds_sealing_off_until_it_is_gone(world, store):
+    region = store.create(4096, "weights")
+    world.map_writably(region.fd)
+    with pytest.raises(RegionBusy, match="'weights' cannot be sealed"):
+        store.seal(region)
+    assert not region.sealed
+    world.unmap(region.fd)
+    store.seal(region)
+    assert region.sealed
+
+
+def test_a_region_larger_than_memory_is_refused_with_the_numbers(store):
+    with pytest.raises(RegionRefused, match=r"'huge' needs 1,152,921,504,606,846,976 bytes") as caught:
+        store.create(1 << 60, "huge")
+    assert caught.value.needed_bytes == 1 << 60
+    assert 0 < caught.value.available_bytes < 1 << 60
+
+
+@pytest.mark.parametrize("size_bytes", [0, -1])
+def test_a_region_without_a_size_is_an_error(world, store, size_bytes):
+    with pytest.raises(ValueError, match="at least one"):
+        store.create(size_bytes, "nothing")
+
+
+def test_closing_gives_the_descriptor_back_and_again_does_nothing(world, store):
+    before = world.open_fds()
+    region = store.create(4096, "weights")
+    store.close(region)
+    store.close(region)
+    assert not region.is_open
+    assert world.open_fds() == before
+
+
+@pytest.mark.parametrize("action", ["seal", "allocated_bytes"])
+def test_a_closed_region_can_do_nothing(store, action):
+    region = store.create(4096, "weights")
+    store.close(region)
+    with pytest.raises(ValueError, match="'weights' is closed"):
+        getattr(store, action)(region)
+
+
+def test_an_adopted_region_is_sealed_and_keeps_its_content(world, store):
+    fd = world.offer(8192)
+    world.write(fd, b"from the app", 4096)
+    region = store.adopt(fd, 8192, "adopted")
+    assert region == Region(fd=fd, size_bytes=8192, sealed=True, name="adopted")
+    with pytest.raises(PermissionError):
+        world.write(fd, b"later")
+    assert world.read(fd, 12, 4096) == b"from the app"
+
+
+def test_what_has_another_size_than_announced_is_not_adopted(world, store):
+    fd = world.offer(4096)
+    with pytest.raises(ValueError, match="4,096 bytes; 8,192 were announced"):
+        store.adopt(fd, 8192, "adopted")
+    world.write(fd, b"still the caller's, still unsealed")
+    store.close(Region(fd=fd, size_bytes=4096, sealed=False, name=""))
+
+
+def test_what_forbids_sealing_is_not_adopted(world, store):
+    fd = world.offer(4096, sealable=False)
+    with pytest.raises(ValueError, match="seal"):
+        store.adopt(fd, 4096, "adopted")
+    store.close(Region(fd=fd, size_bytes=4096, sealed=False, name=""))
+
+
+def test_what_its_maker_still_maps_writably_is_not_adopted(world, store):
+    fd = world.offer(4096)
+    world.map_writably(fd)
+    with pytest.raises(RegionBusy):
+        store.adopt(fd, 4096, "adopted")
+    world.unmap(fd)
+    store.close(store.adopt(fd, 4096, "adopted"))
+
+
+def test_memfd_carries_all_seals_and_is_not_inherited():
+    store = MemfdStore()
+    region = store.create(4096, "weights")
+    store.seal(region)
+    assert fcntl.fcntl(region.fd, fcntl.F_GET_SEALS) & SEALS == SEALS
+    assert not os.get_inheritable(region.fd)
+    for size_bytes in (0, 8192):
+        with pytest.raises(PermissionError):
+            os.ftruncate(region.fd, size_bytes)
+    store.close(region)
+
+
+def test_memfd_adopts_what_was_sealed_already_and_stops_its_inheritance():
+    store = MemfdStore()
+    fd = os.memfd_create("offered", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 4096)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    os.set_inheritable(fd, True)
+    region = store.adopt(fd, 4096, "adopted")
+    assert region.sealed
+    assert not os.get_inheritable(fd)
+    store.close(region)
+
+
+def test_memfd_adopts_no_file_of_a_disk_no_pipe_and_no_named_file(tmp_path):
+    store = MemfdStore()
+    named = tmp_path / "named"
+    named.write_bytes(bytes(4096))
+    unnamed = tmp_path / "unnamed"
+    unnamed.write_bytes(bytes(4096))
+    fds = [os.open(named, os.O_RDWR), os.open(unnamed, os.O_RDWR), *os.pipe()]
+    unnamed.unlink()
+    for fd in fds:
+        with pytest.raises(ValueError, match=r"memory"):
+            store.adopt(fd, 4096, "adopted")
+        os.close(fd)
+
+
+def test_fake_memory_in_use_is_no_longer_available():
+    store = FakeStore(capacity_bytes=3 * 4096)
+    region = store.create(2 * 4096, "first")
+    store.write(region.fd, bytes(2 * 4096))
+    with pytest.raises(RegionRefused, match="4,096 are available"):
+        store.create(2 * 4096, "second")
+    assert repr(store) == "<FakeStore, 1 regions, 4,096 bytes available>"
+    store.close(region)
+    store.close(store.create(3 * 4096, "third"))
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A machine with 1000 kB available and a process in the group /outer/inner."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:    1000 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text("4:memory:/old\n0::/outer/inner\n")
+    (tmp_path / "cgroup/outer/inner").mkdir(parents=True)
+
+    def group(path, limit, used, inactive_file=0):
+        folder = tmp_path / "cgroup" / path
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 1\ninactive_file {inactive_file}\n")
+
+    group.available = lambda: available_bytes(str(tmp_path / "proc"), str(tmp_path / "cgroup"))
+    return group
+
+
+def test_without_a_limit_what_the_machine_has_is_available(machine):
+    machine("outer/inner", "max", 500)
+    assert machine.available() == 1000 * 1024
+
+
+def test_the_tightest_group_around_the_process_decides(machine):
+    machine("outer/inner", 900_000, 100_000)
+    assert machine.available() == 800_000
+    machine("outer", 700_000, 200_000)
+    assert machine.available() == 500_000
+
+
+def test_cached_files_do_not_count_against_a_group(machine):
+    machine("outer/inner", 900_000, 800_000, inactive_file=300_000)
+    assert machine.available() == 400_000
+
+
+def test_a_group_over_its_limit_leaves_nothing(machine):
+    machine("outer", 100_000, 200_000)
+    assert machine.available() == 0

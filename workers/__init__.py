@@ -1,0 +1,1 @@
+"""The child side: the zygote, and the loaders and workers that it forks."""

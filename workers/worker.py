@@ -1,0 +1,184 @@
+"""The worker: receive, run, reply. One request at a time, one thread.
+
+What it is about to run it notes in a page that the supervisor can read after its death: only an attempt that
+had begun is blamed for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+import os
+import struct
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..protocol.channel import Channel, Delivery
+from ..protocol.errors import LoadFailed, ModelError, ModelNotFound, PoolError
+from ..protocol.manifest import Manifest
+from ..protocol.mapping import map_region
+from ..protocol.messages import (
+    Forget,
+    Forgot,
+    Leave,
+    Ran,
+    Run,
+    RunFailed,
+    Thaw,
+    Thawed,
+    ThawFailed,
+)
+from ..protocol.values import decode, encode
+from .failure import record_of
+from .paths import extend_path
+
+_BEGUN: Final = struct.Struct("<q")
+
+
+class HeldModel:
+    """A weight set in this worker: mapped when it comes, thawed when it is first run.
+
+    Args:
+        order: what came from the supervisor.
+        fds: its regions; closed once they are mapped.
+    """
+
+    def __init__(self, order: Thaw, fds: list[int]) -> None:
+        self.name = order.model
+        self.grad = bool(order.options.get("grad"))
+        self._manifest = Manifest.from_wire(order.manifest)
+        self._skeleton = order.skeleton
+        self._paths = order.paths
+        self._model: Any = None
+        self._error: PoolError | None = None
+        self.mappings: list[mmap.mmap] = []
+        for fd, size_bytes in zip(fds, self._manifest.region_sizes_bytes, strict=True):
+            self.mappings.append(map_region(fd, size_bytes))
+            os.close(fd)
+
+    def model(self) -> Any:
+        """Return the model.
+
+        Raises:
+            LoadFailed: it cannot be thawed; the same each time it is asked for.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._model is None:
+            from ..protocol.frozen import thaw
+
+            extend_path(self._paths)
+            try:
+                self._model = thaw(self._skeleton, self._manifest, self.mappings)
+            except BaseException as error:
+                self._error = LoadFailed("")
+                record = record_of(error, LoadFailed, f"{self.name} cannot be thawed")
+                self._error.message, self._error.details = record["message"], record["details"]
+                raise self._error from error
+            self._skeleton = b""
+        return self._model
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """Return what a request calls.
+
+        Raises:
+            ModelNotFound: the model has no such method.
+        """
+        model = self.model()
+        if name == "__call__" and callable(model):
+            return model
+        found = getattr(model, name, None)
+        if not callable(found):
+            kind = type(model).__name__
+            raise ModelNotFound(f"{self.name} ({kind}) has no method {name!r}")
+        return found
+
+
+class Worker:
+    """The worker's state.
+
+    Args:
+        channel: to the supervisor.
+        begun: the place for the attempt that runs, in a page shared with the supervisor.
+    """
+
+    def __init__(self, channel: Channel, begun: memoryview) -> None:
+        self._channel = channel
+        self._begun = begun
+        self._held: dict[int, HeldModel] = {}
+        self._handlers: dict[type, Callable[[Any, Delivery], None]] = {
+            Run: self._run,
+            Thaw: self._thaw,
+            Forget: self._forget,
+        }
+
+    def serve(self) -> None:
+        """Handle messages until told to leave, or until the supervisor is gone."""
+        while (delivery := self._channel.receive()) is not None:
+            if isinstance(delivery.message, Leave):
+                return
+            self._handlers[type(delivery.message)](delivery.message, delivery)
+
+    def _run(self, order: Run, delivery: Delivery) -> None:
+        _BEGUN.pack_into(self._begun, 0, order.attempt)
+        started_at = time.perf_counter()
+        held = self._held[order.weight_set]
+        try:
+            call = held.method(order.method)
+            args, kwargs = decode(order.body, delivery.buffers)
+            with _mode(grad=held.grad):
+                result = call(*args, **kwargs)
+                body, buffers = encode(result, name="the result")
+        except BaseException as error:  # noqa: BLE001 - whatever the model raises is told to the caller
+            record = record_of(error, ModelError, held.name)
+            self._channel.send(RunFailed(order.attempt, time.perf_counter() - started_at, record))
+        else:
+            self._channel.send(Ran(order.attempt, time.perf_counter() - started_at, body), buffers)
+        _BEGUN.pack_into(self._begun, 0, 0)
+
+    def _thaw(self, order: Thaw, delivery: Delivery) -> None:
+        started_at = time.perf_counter()
+        held = self._held[order.weight_set] = HeldModel(order, delivery.fds)
+        if not order.eager:
+            return
+        try:
+            held.model()
+        except PoolError as error:
+            self._channel.send(ThawFailed(order.weight_set, error.to_record()))
+        else:
+            self._channel.send(Thawed(order.weight_set, time.perf_counter() - started_at))
+
+    def _forget(self, order: Forget, _delivery: Delivery) -> None:
+        held = self._held.pop(order.weight_set, None)
+        mappings = [weakref.ref(one) for one in held.mappings] if held else []
+        del held
+        gc.collect()
+        is_unmapped = all(one() is None for one in mappings)
+        self._channel.send(Forgot(order.weight_set, is_unmapped))
+
+
+def _mode(*, grad: bool) -> contextlib.AbstractContextManager[Any]:
+    import torch
+
+    return torch.enable_grad() if grad else torch.inference_mode()
+
+
+def main(channel: Channel, begun_fd: int, settings: dict[str, Any]) -> None:
+    """Be a worker until told to leave."""
+    import numpy
+    import torch
+
+    index, page = settings["index"], mmap.mmap(begun_fd, 0)
+    os.close(begun_fd)
+    begun = memoryview(page)[index * _BEGUN.size : (index + 1) * _BEGUN.size]
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
+    torch.set_num_threads(settings["threads"])
+    # Forked from one process, all workers would draw the same random numbers.
+    numpy.random.seed()
+    torch.seed()
+    Worker(channel, begun).serve()

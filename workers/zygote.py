@@ -1,0 +1,192 @@
+"""The zygote: imports once, then forks loaders and workers.
+
+``python -m onecopy.workers.zygote CHANNEL_FD LIFE_FD DIRECTORY``
+
+It has one thread, always, and never initialises CUDA: a process with threads or a CUDA context must not fork.
+What it has imported is shared by all children, page by page, until somebody writes. If the supervisor is gone
+it removes the folder of the supervisor's sockets, and leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from ..protocol.channel import Channel, Delivery
+from ..protocol.leftovers import remove_if_abandoned
+from ..protocol.messages import Adopt, Adopted, Exited, ForkChild, Forked, ZygoteReady
+from . import loader, worker
+from .lifeline import Lifeline, arm_child
+from .paths import extend_path
+
+#: What every child needs. Imported before the first fork.
+_PRELOADED = ("numpy", "torch", "cloudpickle", "onecopy.protocol.frozen", "onecopy.protocol.arrays")
+
+
+class Zygote:
+    """The zygote's state: its channel, its lifeline, and which child has which process id."""
+
+    def __init__(self, channel: Channel, life_fd: int, directory: str) -> None:
+        self._channel = channel
+        self._life_fd = life_fd
+        self._directory = directory
+        # SIGCONT wakes it even if it is stopped; it then finds its channel closed, and cleans up.
+        self._lifeline = Lifeline(life_fd, signal.SIGCONT, os.getpid())
+        self._children: dict[int, int] = {}
+        self._wakeup_read, self._wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self) -> None:
+        """Serve the supervisor until it is gone."""
+        self._import(list(_PRELOADED))
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_write)
+        try:
+            self._channel.send(ZygoteReady())
+            self._serve()
+        except OSError:  # the supervisor is gone
+            pass
+        remove_if_abandoned(self._directory)
+
+    def _serve(self) -> None:
+        poller = select.poll()
+        poller.register(self._channel.fileno(), select.POLLIN)
+        poller.register(self._wakeup_read, select.POLLIN)
+        while not self._channel.is_at_end:
+            ready = dict(poller.poll())
+            if self._wakeup_read in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wakeup_read, 4096)
+                self._reap()
+            if self._channel.fileno() in ready:
+                self._channel.socket.setblocking(False)
+                deliveries = list(self._channel.arrived())
+                self._channel.socket.setblocking(True)
+                for delivery in deliveries:
+                    self._handle(delivery)
+
+    def _handle(self, delivery: Delivery) -> None:
+        message = delivery.message
+        if isinstance(message, ForkChild):
+            self._fork(message, delivery.fds)
+        elif isinstance(message, Adopt):
+            self._adopt(message)
+
+    # --- children -------------------------------------------------------------------------------------------
+
+    def _fork(self, order: ForkChild, fds: list[int]) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(order, fds)
+        for fd in fds:
+            os.close(fd)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # both sides do: whoever signals the group next must find it
+        self._children[pid] = order.child
+        pidfd = os.pidfd_open(pid)
+        self._channel.send(Forked(order.child, pid), fds=(pidfd,))
+        os.close(pidfd)
+
+    def _become_child(self, order: ForkChild, fds: list[int]) -> NoReturn:
+        """Be a loader or worker from here on; never return into the zygote's code."""
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            arm_child(self._life_fd)
+            self._channel.close()
+            for fd in (self._wakeup_read, self._wakeup_write):
+                os.close(fd)
+            channel_fd, output_fd, begun_fd = fds
+            for standard in (1, 2):
+                os.dup2(output_fd, standard)
+            os.close(output_fd)
+            channel = Channel(socket.socket(fileno=channel_fd))
+            if order.role == "worker":
+                worker.main(channel, begun_fd, order.settings)
+            else:
+                os.close(begun_fd)
+                loader.main(channel)
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 1
+        except BaseException as error:  # noqa: BLE001 - this is the outermost frame of the process
+            sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            child = self._children.pop(pid, None)
+            if child is not None:
+                self._channel.send(Exited(child, status))
+
+    # --- imports --------------------------------------------------------------------------------------------
+
+    def _adopt(self, order: Adopt) -> None:
+        extend_path(order.paths)
+        refused = self._import(order.modules)
+        self._channel.send(Adopted(order.generation, refused, threads()))
+
+    def _import(self, names: list[str]) -> dict[str, str]:
+        """Import modules; return which could not be, and why. Stops at one that starts a thread."""
+        refused: dict[str, str] = {}
+        # An import is somebody else's code and may hang: as long as it runs, the end of the supervisor kills.
+        self._lifeline.set_signal(signal.SIGKILL)
+        for name in names:
+            if name in sys.modules:
+                continue
+            try:
+                importlib.import_module(name)
+            except BaseException as error:  # noqa: BLE001 - whatever a module raises is told to the user
+                refused[name] = f"importing it raised {type(error).__name__}: {error}"
+            if threads() > 1:
+                refused[name] = "importing it starts a thread"
+                break
+        self._lifeline.set_signal(signal.SIGCONT)
+        self._lifeline.check()
+        settle_memory()
+        return refused
+
+
+def threads() -> int:
+    """Return how many threads this process has."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def settle_memory() -> None:
+    """Make what is in memory stay as it is, so that children go on sharing it.
+
+    The collector would write into every object that it looks at, and ``malloc`` into free memory that it
+    reuses: collect now, then exempt what is left, and give free pages back.
+    """
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def main() -> None:
+    """Run a zygote with what the supervisor passed on the command line."""
+    channel_fd, life_fd, directory = sys.argv[1:]
+    Zygote(Channel(socket.socket(fileno=int(channel_fd))), int(life_fd), directory).run()
+
+
+if __name__ == "__main__":
+    main()
