@@ -195,6 +195,7 @@ class Pool:
                 self._connection.wait_for_all()
             self._finalizer()
             return
+        self._connection.flush()  # the order to stop goes another way, and must not overtake requests
         self._supervisor.stop(drain=not cancel_futures)
         if wait:
             self._connection.wait_for_all()

@@ -127,6 +127,11 @@ class Connection:
         self._send(Query(number, topic), ())
         return future.result()
 
+    def flush(self) -> None:
+        """Return when the supervisor has everything that was submitted so far, or is lost."""
+        with contextlib.suppress(PoolError):
+            self.query("models")
+
     def forget(self, number: int) -> None:
         """Give up an answer."""
         if self._futures.pop(number, None) is not None and self._end is None:
@@ -361,7 +366,8 @@ class Connection:
         if self._is_forked:
             return
         self._fail_all(SupervisorLost("this Pool was closed"))
-        os.eventfd_write(self._wake, 1)
+        if not self._socket.closed:
+            os.eventfd_write(self._wake, 1)
         if self._pump is not None and self._pump is not threading.current_thread():
             self._pump_hurry.set()
             self._pump.join()
@@ -374,6 +380,7 @@ class Connection:
                 self._socket.disable_monitor()
             self._socket.close(100)
             self._context.term()
+            os.close(self._wake)
             if self._control is not None:
                 self._control.close()
 

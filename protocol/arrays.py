@@ -33,6 +33,8 @@ def take_apart(value: Any) -> ArrayData | None:
         return None
     if isinstance(value, numpy.ndarray):
         return _from_numpy(numpy, value, "n")
+    if isinstance(value, (str, bytes, type)):  # numpy.str_ is a str besides; a class is no array
+        return None
     if isinstance(value, numpy.generic):
         return _from_numpy(numpy, value, "s")
     if hasattr(value, "__array_interface__"):  # PIL images and their kind
@@ -60,10 +62,14 @@ def put_together(array: ArrayData) -> Any:
         return _to_torch(array)
     if array.family not in ("n", "s"):
         raise InvalidRequest(f"broken array: family {array.family!r}; known are n, s and t")
+    if array.family == "s" and array.shape:
+        raise InvalidRequest(f"broken array: a scalar of shape {list(array.shape)}")
     return _to_numpy(array)
 
 
 def _from_numpy(numpy: Any, value: Any, family: str) -> ArrayData:
+    if isinstance(value, numpy.ma.MaskedArray):
+        raise ValueError("a masked array would lose its mask; send .filled(...), or .data and .mask")  # noqa: TRY004
     array = numpy.asarray(value)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -83,7 +89,8 @@ def _from_torch(torch: Any, tensor: Any) -> ArrayData:
     if tensor.device.type == "meta":
         raise ValueError("a tensor on the meta device has no data; send one that has")
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    flat = plain.reshape(-1).view(torch.uint8)
+    # A tensor of one element counts as contiguous whatever its strides, and view() looks at strides.
+    flat = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
     return ArrayData("t", wire, tuple(tensor.shape), cast("Buffer", flat.numpy().data))
 
 

@@ -82,18 +82,19 @@ class Channel:
         if not self._unsent:
             parts, fds = self._write(parts, list(fds))
         if parts:
-            self._unsent.append((parts, [os.dup(fd) for fd in fds]))
+            self._unsent.append((parts, _duplicates(fds)))
 
     def flush(self) -> None:
         """Write what is kept, as far as the socket takes it."""
         while self._unsent:
-            parts, fds = self._unsent.popleft()
+            parts, fds = self._unsent[0]  # it stays there until it is written, so that `close` finds its fds
             left, fds_left = self._write(parts, fds)
             if not fds_left:
                 _close_all(fds)
             if left:
-                self._unsent.appendleft((left, fds_left))
+                self._unsent[0] = (left, fds_left)
                 return
+            self._unsent.popleft()
 
     def receive(self) -> Delivery | None:
         """Block until a message is there; None when the other end is closed.
@@ -166,6 +167,9 @@ class Channel:
             if count > len(self._fds):
                 raise InvalidRequest(f"{type(message).__name__} came with {len(self._fds)} fds instead of {count}")
             self._ready.append(Delivery(message, buffers, [self._fds.popleft() for _ in range(count)]))
+        # Only a message that has begun can have fds waiting here; others would pile up, and shift the order.
+        if len(self._fds) > (0 if self._decoder.is_between_messages else MAX_FDS):
+            raise InvalidRequest(f"{len(self._fds)} fds came that no message claims")
 
 
 def _without(parts: list[Buffer], sent_bytes: int) -> list[Buffer]:
@@ -176,6 +180,17 @@ def _without(parts: list[Buffer], sent_bytes: int) -> list[Buffer]:
             return [memoryview(part).cast("B")[sent_bytes:], *parts[index + 1 :]]
         sent_bytes -= size_bytes
     return []
+
+
+def _duplicates(fds: Sequence[int]) -> list[int]:
+    made: list[int] = []
+    try:
+        for fd in fds:
+            made.append(os.dup(fd))  # noqa: PERF401 - those made are closed if one fails
+    except OSError:
+        _close_all(made)
+        raise
+    return made
 
 
 def _close_all(fds: Iterable[int]) -> None:

@@ -7,7 +7,13 @@ looked up from the wire, so a peer can cause no other exception than those in th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
+
+from .limits import MAX_ERROR_TEXT
+
+#: Lists in an error's details: how deep they may be nested, and how many items of each travel.
+_DETAIL_DEPTH = 2
+_DETAIL_ITEMS = 100
 
 Fault = Literal["caller", "model", "pool"]
 
@@ -35,8 +41,12 @@ class PoolError(Exception):
         return _restore, (self.to_record(),)
 
     def to_record(self) -> dict[str, Any]:
-        """Return the plain mapping that stands for this error on the wire."""
-        return {"code": self.code, "message": self.message, "details": self.details}
+        """Return the plain mapping that stands for this error on the wire.
+
+        It can always travel: an error that could not be told would end whoever tries to tell it.
+        """
+        details = {_text(str(key)): _plain(value) for key, value in self.details.items()}
+        return {"code": self.code, "message": _text(self.message), "details": details}
 
 
 class ModelError(PoolError):
@@ -155,6 +165,29 @@ def from_record(record: Mapping[str, Any]) -> PoolError:
     if isinstance(details, Mapping):
         error.details = {str(key): value for key, value in details.items()}
     return error
+
+
+def _text(text: str) -> str:
+    """Return a text that is not too long and has an encoding: a file's name may hold lone surrogates."""
+    if len(text) > MAX_ERROR_TEXT:
+        half = MAX_ERROR_TEXT // 2
+        text = f"{text[:half]}\n...\n{text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Return what can travel of a detail; for anything else, such as a tensor, the name of its type."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 64:
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, (list, tuple)) and depth < _DETAIL_DEPTH:
+        return [_plain(item, depth + 1) for item in cast("list[Any]", value)[:_DETAIL_ITEMS]]
+    return f"<{type(value).__name__}>"
 
 
 def _restore(record: dict[str, Any]) -> PoolError:

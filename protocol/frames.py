@@ -27,6 +27,9 @@ _PREFIX: Final = struct.Struct("<BBHI")
 _SIZE: Final = struct.Struct("<Q")
 #: Buffers below this are read together with what surrounds them; above, straight into their own memory.
 _OWN_READ_BYTES: Final = 32 * 1024
+#: Memory taken for a buffer on the word of its size alone. A larger one grows with what really comes, so that
+#: a peer that lies about a size costs this much and no more.
+_TRUSTED_BYTES: Final = 16 << 20
 
 
 class Received(NamedTuple):
@@ -57,10 +60,10 @@ def unpack_header(header: Buffer) -> Message:
     if type(fields) is not list or len(fields) < 2:
         raise InvalidRequest("broken header: not a list of version, number and fields")
     version, number, *rest = cast("list[Any]", fields)
+    if type(version) is not int or type(number) is not int:
+        raise InvalidRequest("broken header: version and message number must be integers")
     if version != WIRE_VERSION:
-        raise InvalidRequest(f"wire version {version!r}; this side speaks {WIRE_VERSION}")
-    if type(number) is not int:
-        raise InvalidRequest("broken header: the message number is not an integer")
+        raise InvalidRequest(f"wire version {version}; this side speaks {WIRE_VERSION}")
     return parse(number, rest)
 
 
@@ -74,12 +77,21 @@ def check_buffers(sizes_bytes: Sequence[int]) -> None:
 
 
 def stream_parts(message: Message, buffers: Sequence[Buffer] = (), fds: int = 0) -> list[Buffer]:
-    """Return the pieces that stand for a message in a stream, small ones joined."""
+    """Return the pieces that stand for a message in a stream, small ones joined.
+
+    Raises:
+        InvalidRequest: the other side would refuse it: a limit is exceeded.
+    """
     header = pack_header(message)
+    if fds > MAX_FDS or len(header) > MAX_HEADER_BYTES:
+        what = f"{type(message).__name__} with {fds} fds and {len(header):,} header bytes"
+        raise InvalidRequest(f"{what}: at most {MAX_FDS} and {MAX_HEADER_BYTES:,} can travel")
+    sizes_bytes = [memoryview(buffer).nbytes for buffer in buffers]
+    check_buffers(sizes_bytes)
     prefix = _PREFIX.pack(WIRE_VERSION, fds, len(buffers), len(header))
     if not buffers:
         return [prefix + header]
-    sizes = b"".join([_SIZE.pack(memoryview(buffer).nbytes) for buffer in buffers])
+    sizes = struct.pack(f"<{len(sizes_bytes)}Q", *sizes_bytes)
     return [prefix + sizes + header, *buffers]
 
 
@@ -167,6 +179,9 @@ class StreamDecoder:
         if self._large is not None:
             if self._filled < len(self._large):
                 return False
+            if self._filled < self._sizes[len(self._buffers)]:
+                self._grow_large()
+                return False
             self._buffers.append(self._large.obj)
             self._large = None
             return True
@@ -176,11 +191,20 @@ class StreamDecoder:
             return True
         if wanted < _OWN_READ_BYTES:
             return False
-        self._large = memoryview(bytearray(wanted))
+        self._large = memoryview(bytearray(min(wanted, max(_TRUSTED_BYTES, len(self._pending)))))
         self._filled = len(self._pending)
         self._large[: self._filled] = self._pending
         self._pending.clear()
         return True
+
+    def _grow_large(self) -> None:
+        """Double the memory of the large buffer, which is full, up to its size."""
+        assert self._large is not None
+        memory = cast("bytearray", self._large.obj)
+        more_bytes = min(len(memory), self._sizes[len(self._buffers)] - len(memory))
+        self._large.release()
+        memory += bytes(more_bytes)
+        self._large = memoryview(memory)
 
     def _take(self, size_bytes: int) -> bytearray:
         taken = self._pending[:size_bytes]

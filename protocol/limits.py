@@ -14,6 +14,8 @@ INLINE_ARRAY_BYTES: Final = 16 * 1024
 
 #: One header frame: fixed fields and the values of a request, arrays above `INLINE_ARRAY_BYTES` not counted.
 MAX_HEADER_BYTES: Final = 64 << 20
+#: The encoded value inside a header; what is left is for the other fields.
+MAX_BODY_BYTES: Final = MAX_HEADER_BYTES - 4096
 #: One frame that holds a large array.
 MAX_BUFFER_BYTES: Final = 16 << 30
 #: Frames that follow one header.
@@ -25,8 +27,10 @@ MAX_FDS: Final = 253
 MAX_NAME_BYTES: Final = 256
 #: Dimensions of an array.
 MAX_DIMENSIONS: Final = 64
-#: Containers nested in one another.
+#: Tuples nested in one another. Lists and maps are bounded by msgpack itself, at some hundreds.
 MAX_DEPTH: Final = 100
+#: Characters of an error's message, and of each of its details; what is longer is cut in its middle.
+MAX_ERROR_TEXT: Final = 64_000
 
 #: What one client may have sent and not yet got answered.
 MAX_REQUESTS_PER_CLIENT: Final = 100_000

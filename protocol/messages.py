@@ -14,6 +14,7 @@ whoever receives a message can rely on its annotations.
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from .errors import InvalidRequest
@@ -360,14 +361,27 @@ _ACCEPTED: Final[dict[Any, tuple[type, ...]]] = {
 }  # fmt: skip
 
 
-def _field_types(kind: type[Message]) -> tuple[tuple[type, ...], ...]:
-    hints = typing.get_type_hints(kind)
-    return tuple(_ACCEPTED[hints[field]] for field in kind._fields)
+class _Kind(NamedTuple):
+    """What `parse` checks: the types of each field, and what the containers among them hold."""
+
+    kind: type[Message]
+    accepted: tuple[tuple[type, ...], ...]
+    items: tuple[tuple[int, type], ...]  # index of a list field, the type of its items
+    values: tuple[tuple[int, type | None], ...]  # index of a map field with str keys, the type of its values
 
 
-_KINDS: Final[dict[int, tuple[type[Message], tuple[tuple[type, ...], ...]]]] = {
-    number: (kind, _field_types(kind)) for kind, number in NUMBERS.items()
-}
+def _kind_of(kind: type[Message]) -> _Kind:
+    hints = [typing.get_type_hints(kind)[field] for field in kind._fields]
+    held = [(typing.get_origin(hint), typing.get_args(hint)) for hint in hints]
+    return _Kind(
+        kind,
+        tuple(_ACCEPTED[hint] for hint in hints),
+        tuple((index, of[0]) for index, (origin, of) in enumerate(held) if origin is list and of[0] is not Any),
+        tuple((index, None if of[1] is Any else of[1]) for index, (origin, of) in enumerate(held) if origin is dict),
+    )
+
+
+_KINDS: Final[dict[int, _Kind]] = {number: _kind_of(kind) for kind, number in NUMBERS.items()}
 
 
 def parse(number: int, fields: list[Any]) -> Message:
@@ -379,7 +393,7 @@ def parse(number: int, fields: list[Any]) -> Message:
     known = _KINDS.get(number)
     if known is None:
         raise InvalidRequest(f"unknown message number {number!r}")
-    kind, accepted = known
+    kind, accepted, items, values = known
     if len(fields) != len(accepted):
         raise InvalidRequest(f"{kind.__name__} has {len(accepted)} fields, got {len(fields)}")
     for index, value in enumerate(fields):
@@ -388,4 +402,17 @@ def parse(number: int, fields: list[Any]) -> Message:
             raise InvalidRequest(
                 f"{kind.__name__}.{kind._fields[index]} must be {expected}, not {type(value).__name__}"
             )
+    for index, expected in items:
+        _check_all(kind, index, "items", fields[index], expected)
+    for index, expected in values:
+        _check_all(kind, index, "keys", fields[index], str)
+        if expected is not None:
+            _check_all(kind, index, "values", fields[index].values(), expected)
     return kind._make(fields)
+
+
+def _check_all(kind: type[Message], index: int, what: str, parts: Iterable[Any], expected: type) -> None:
+    for part in parts:
+        if type(part) is not expected:
+            field = f"{kind.__name__}.{kind._fields[index]}"
+            raise InvalidRequest(f"the {what} of {field} must be {expected.__name__}, not {type(part).__name__}")

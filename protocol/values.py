@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 import msgpack
 
 from .errors import InvalidRequest
-from .limits import INLINE_ARRAY_BYTES, MAX_BUFFERS, MAX_DEPTH, MAX_HEADER_BYTES
+from .limits import INLINE_ARRAY_BYTES, MAX_BODY_BYTES, MAX_BUFFER_BYTES, MAX_BUFFERS, MAX_DEPTH
 
 #: Whatever offers its bytes without a copy.
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
@@ -31,6 +31,8 @@ ARRAY: Final = 4
 #: Subclasses of these (an IntEnum, ``numpy.str_``) travel as what they are underneath.
 _PLAIN: Final = (bool, int, float, str, bytes, list)
 _TWO_DOUBLES: Final = struct.Struct("<dd")
+#: How deep the search for what cannot travel goes; deeper than anything that can.
+_SEARCH_DEPTH: Final = 1100
 
 
 class Encoded(NamedTuple):
@@ -75,13 +77,20 @@ def encode(value: Any, *, name: str = "value") -> Encoded:
     encoder = _Encoder()
     try:
         body = encoder.pack(value)
-    except (_Unencodable, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # besides our own kinds, whatever a library or a user's class raises
         path, reason = _find_culprit(value, name)
         raise InvalidRequest(f"{path} cannot travel: {reason or error}", path=path) from error
-    if len(body) > MAX_HEADER_BYTES:
+    if len(body) > MAX_BODY_BYTES:
         raise InvalidRequest(
-            f"{name} takes {len(body):,} bytes without its large arrays; at most {MAX_HEADER_BYTES:,} can "
-            "travel in one request: send long text as bytes, or in several requests"
+            f"{name} takes {len(body):,} bytes without its large arrays; at most {MAX_BODY_BYTES:,} can "
+            "travel in one request: send long text or bytes as an array of uint8, or in several requests"
+        )
+    largest_bytes = max((memoryview(buffer).nbytes for buffer in encoder.buffers), default=0)
+    if largest_bytes > MAX_BUFFER_BYTES:
+        raise InvalidRequest(
+            f"{name} holds an array of {largest_bytes:,} bytes; at most {MAX_BUFFER_BYTES:,} can travel: split it"
         )
     if len(encoder.buffers) > MAX_BUFFERS:
         raise InvalidRequest(
@@ -113,7 +122,7 @@ class _Encoder:
         self._depth = 0
 
     def pack(self, value: Any) -> bytes:
-        # msgpack's C packer refuses nesting beyond 511 by itself; this bounds what recurs through the hook.
+        # msgpack's C packer bounds nesting by itself; this bounds what recurs through the hook.
         if self._depth > MAX_DEPTH:
             raise _Unencodable(f"nested deeper than {MAX_DEPTH} tuples")
         self._depth += 1
@@ -181,7 +190,10 @@ class _Decoder:
 
     def _extension(self, code: int, data: bytes) -> Any:
         if code == TUPLE:
-            return tuple(self.unpack(data, self._depth + 1))
+            items = self.unpack(data, self._depth + 1)
+            if type(items) is not list:
+                raise InvalidRequest(f"broken value: a tuple holds a list, not {type(items).__name__}")
+            return tuple(cast("list[Any]", items))
         if code == ARRAY:
             return self._array(data)
         if code == BIG_INTEGER:
@@ -204,11 +216,11 @@ class _Decoder:
 def _find_culprit(value: Any, name: str) -> tuple[str, str]:
     """Return the path to the first part of a value that cannot travel, and why (empty: as msgpack said)."""
     path = name
-    for _ in range(MAX_DEPTH):
+    for _ in range(_SEARCH_DEPTH):
         for step, part in _parts(value):
             try:
                 _Encoder().pack(part)
-            except (_Unencodable, TypeError, ValueError, OverflowError, RecursionError):
+            except Exception:  # noqa: BLE001 - this is the part that cannot travel, or it is inside
                 path, value = path + step, part
                 break
         else:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import signal
 from typing import Final
 
-from ...protocol.messages import Adopt, Leave
+from ...protocol.messages import Adopt, BuildModel, Leave
 from .instructions import ForkChild, Instruction, ReplaceZygote, Report, SignalChild, ToChild, ToZygote
 from .workers import Worker, Workers
 
@@ -52,7 +52,7 @@ class Fleet:
         self._deaths_in_flight = 0
         self._failed_starts = 0
         self._fork_not_before = 0.0
-        self._waiting_loaders: list[int] = []
+        self._waiting_loaders: list[tuple[int, BuildModel]] = []
         self._dismissal_signals: list[int] = []
         self._next_signal_at = float("inf")
 
@@ -78,8 +78,8 @@ class Fleet:
         self._zygote_is_ready = True
         if self._wanted_modules:
             self._adopt()
-        for child in self._waiting_loaders:
-            self._out.append(ForkChild(child, "loader"))
+        for child, order in self._waiting_loaders:
+            self._start_loader(child, order)
         self._waiting_loaders.clear()
         self.fill(now)
 
@@ -127,14 +127,19 @@ class Fleet:
 
     # --- children -------------------------------------------------------------------------------------------
 
-    def fork_loader(self) -> int:
-        """Have a loader forked; return its number."""
+    def fork_loader(self, order: BuildModel) -> int:
+        """Have a loader forked, as soon as there is a zygote, and told what to build; return its number."""
         self._children += 1
         if self._zygote_is_ready:
-            self._out.append(ForkChild(self._children, "loader"))
+            self._start_loader(self._children, order)
         else:
-            self._waiting_loaders.append(self._children)
+            self._waiting_loaders.append((self._children, order))
         return self._children
+
+    def _start_loader(self, child: int, order: BuildModel) -> None:
+        # In this order: only a child that was ordered can be sent something.
+        self._out.append(ForkChild(child, "loader"))
+        self._out.append(ToChild(child, order, [], ()))
 
     def fill(self, now: float) -> None:
         """Replace outdated idle workers, and fork those that are missing."""

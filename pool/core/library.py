@@ -151,7 +151,7 @@ class Library:
     def adopted(self) -> list[Model]:
         """Imports are done: return the models whose weight sets became ready by it."""
         ready: list[Model] = []
-        for version in self.sets.values():
+        for version in list(self.sets.values()):  # a version that takes over frees another
             if version.life.state == "adopting" and version.generation <= self._fleet.generation:
                 version.life.become("ready")
                 ready.append(self._took_over(version))
@@ -159,10 +159,9 @@ class Library:
 
     def _start_loader(self, version: WeightSet) -> None:
         load = version.load
-        version.loader = self._fleet.fork_loader()
-        self._loaders[version.loader] = version
         order = BuildModel(load.name, load.source, load.options, load.manifest, load.pickled, load.paths)
-        self._out.append(ToChild(version.loader, order, [], ()))
+        version.loader = self._fleet.fork_loader(order)
+        self._loaders[version.loader] = version
 
     def _adopt(self, version: WeightSet) -> None:
         version.life.become("adopting")
