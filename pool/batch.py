@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -96,65 +95,177 @@ def run_batch(endpoint: str | None, options: BatchOptions) -> Tally:
     """
     _check(options)
     with contextlib.ExitStack() as stack:
-        source_fd = stack.enter_context(_opened(options.input))
+        input_fd = stack.enter_context(_opened(options.input, os.O_RDONLY))
         pool = stack.enter_context(Pool.connect(endpoint))
-        if options.model not in [model.name for model in pool.models()]:
-            known = ", ".join(model.name for model in pool.models()) or "none"
-            raise ModelNotFound(f"no model {options.model!r} here; there are: {known}")
-        state, total = None, None
-        if is_regular(options.input):
-            state, total = _look_through(source_fd, options)
-        if is_regular(options.output):
-            output = JobOutput.begin(
-                options.output, state, resume=options.resume, overwrite=options.overwrite
-            )
-        else:
-            fd = sys.stdout.fileno() if options.output == "-" else stack.enter_context(_opened(options.output, os.O_WRONLY))
-            output = JobOutput(fd, is_file=False)
-        return _Job(pool, options, InputLines(source_fd), output, state, total).run()
+        _check_model(pool, options.model)
+        state, total = _look_through(input_fd, options) if is_regular(options.input) else (None, None)
+        output = _begin_output(options, state, stack)
+        job = _Job(pool, options, InputLines(input_fd), output)
+        try:
+            with contextlib.closing(output), _bar(options, total, output.done) as bar:
+                job.run(bar.update)
+        except (PoolError, OSError, KeyboardInterrupt) as error:
+            raise JobInterrupted(_farewell(error, job.tally, options, state)) from error
+        if state is not None and job.input_digest != state.input_xxh3_128:
+            raise InvalidRequest(f"{options.input} was changed while the job ran; {options.output} may mix both")
+        return job.tally
 
 
 class _Job:
-    def __init__(
-        self,
-        pool: Pool,
-        options: BatchOptions,
-        source: InputLines,
-        output: JobOutput,
-        state: JobState | None,
-        total: int | None,
-    ) -> None:
-        self._options = options
+    """Keeps requests under way, and writes their results in order."""
+
+    def __init__(self, pool: Pool, options: BatchOptions, source: InputLines, output: JobOutput) -> None:
+        self._pool = pool
         self._source = source
         self._output = output
-        self._state = state
-        self._total = total
         self._model = pool.model(
             options.model, method=options.method or None, timeout_s=options.timeout_s, retries=options.retries
         )
         self._ahead = max(_LEAST_AHEAD, _AHEAD_PER_WORKER * len(pool.status().workers))
-        self._folder = os.path.dirname(os.path.abspath(options.input)) if options.input != "-" else os.getcwd()
+        self._folder = os.getcwd() if options.input == "-" else os.path.dirname(os.path.abspath(options.input))
         self._under_way: deque[_UnderWay] = deque()
         self._under_way_bytes = 0
-        self._answer_bytes = 0  # the largest answer so far: what the next are expected to be
-        self._lines, self._failed = output.done, output.failed
+        self._answer_bytes = 0  # of the largest answer so far, which the next ones are expected to have
+        self.tally = Tally(output.done, output.failed)
 
-    def run(self) -> Tally:
+    @property
+    def input_digest(self) -> str:
+        """The digest of the input as far as it was read."""
+        return self._source.digest.hexdigest()
+
+    def run(self, finished_one: Callable[[], object]) -> None:
+        """Run what is not done yet; calls back after each line of output."""
         try:
-            with contextlib.closing(self._output), self._bar() as bar:
-                self._skip_what_is_done()
-                while self._begin_next():
-                    while self._under_way and self._must_finish_one():
-                        self._finish_one()
-                        bar.update()
-                while self._under_way:
+            for _ in range(self._output.done):
+                next(self._source, None)
+            while True:
+                # An input that is a pipe gets its answers while it waits for more lines.
+                while self._under_way and (self._is_full or not self._source.is_ready()):
                     self._finish_one()
-                    bar.update()
-        except (*_ENDS_THE_JOB, KeyboardInterrupt, OSError) as error:
-            raise JobInterrupted(self._farewell(error)) from error
+                    finished_one()
+                if not self._source.is_ready():
+                    self._output.flush()
+                line = next(self._source, None)
+                if line is None:
+                    break
+                self._begin(line)
+            while self._under_way:
+                self._finish_one()
+                finished_one()
         finally:
             for one in self._under_way:
                 if isinstance(one.outcome, PoolFuture):
                     one.outcome.cancel()
-        self._check_input_unchanged()
-        return Tally(self._lines, self._failed)
+
+    @property
+    def _is_full(self) -> bool:
+        expected_bytes = self._under_way_bytes + self._answer_bytes * len(self._under_way)
+        return len(self._under_way) >= self._ahead or expected_bytes > _AHEAD_BYTES
+
+    def _begin(self, line: InputLine) -> None:
+        """Submit a line; one that cannot be is an error in its turn."""
+        name, size_bytes = line.number, 0
+        try:
+            if line.text is None:
+                raise InvalidRequest(f"a line has at most {MAX_LINE_BYTES:,} bytes; pass large arrays as npy")
+            document = read_json(line.text)
+            name = id_of(document, line.number)
+            args, kwargs, loaded_bytes = arguments(document, self._folder)
+            size_bytes = len(line.text) + loaded_bytes
+            outcome = self._model._submit(tuple(args), kwargs)  # as `submit`, with names such as "self" allowed
+        except PoolError as error:
+            if self._ends_the_job(error):
+                raise
+            outcome = error
+        self._under_way.append(_UnderWay(name, outcome, size_bytes))
+        self._under_way_bytes += size_bytes
+
+    def _finish_one(self) -> None:
+        """Write the oldest line's result, once it is there."""
+        name, outcome, size_bytes = self._under_way[0]
+        label = f'{{"id": {to_json(name)}, '
+        try:
+            if isinstance(outcome, PoolError):
+                raise outcome
+            if not outcome.done():
+                self._output.flush()
+            line, failed = to_bytes(f'{label}"result": {to_json(outcome.result())}}}'), False
+        except PoolError as error:
+            if self._ends_the_job(error):
+                raise
+            line, failed = to_bytes(f'{label}"error": {to_json(error.to_record())}}}'), True
+        self._output.write(line)
+        self._under_way.popleft()
+        self._under_way_bytes -= size_bytes
+        self._answer_bytes = max(self._answer_bytes, len(line))
+        self.tally = Tally(self.tally.lines + 1, self.tally.failed + failed)
+
+    def _ends_the_job(self, error: PoolError) -> bool:
+        if isinstance(error, _ENDS_THE_JOB):
+            return True
+        try:
+            self._pool._connection.check_usable()
+        except PoolError:
+            return True
+        return False
+
+
+def _check(options: BatchOptions) -> None:
+    if options.resume and options.overwrite:
+        raise ConfigError("--resume goes on with the output, --overwrite begins anew: use one of them")
+    if options.resume and not (is_regular(options.input) and is_regular(options.output)):
+        raise ConfigError("--resume needs an input and an output that are files, not streams")
+    with contextlib.suppress(OSError):
+        if os.path.samefile(options.input, options.output):
+            raise ConfigError(f"{options.output} is the input, too; write to another file")
+
+
+def _check_model(pool: Pool, name: str) -> None:
+    names = [model.name for model in pool.models()]
+    if name not in names:
+        raise ModelNotFound(f"no model {name!r} here; there are: {', '.join(sorted(names)) or 'none'}")
+
+
+def _look_through(input_fd: int, options: BatchOptions) -> tuple[JobState, int]:
+    """Return what identifies a job, and how many lines it has."""
+    lines = InputLines(input_fd)
+    total = sum(1 for _ in lines)
+    os.lseek(input_fd, 0, os.SEEK_SET)
+    return JobState(lines.size_bytes, lines.digest.hexdigest(), options.model, options.method), total
+
+
+def _begin_output(options: BatchOptions, state: JobState | None, stack: contextlib.ExitStack) -> JobOutput:
+    if is_regular(options.output):
+        return JobOutput.begin(options.output, state, resume=options.resume, overwrite=options.overwrite)
+    return JobOutput(stack.enter_context(_opened(options.output, os.O_WRONLY)), is_file=False)
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Generator[int]:
+    if path == "-":
+        yield 0 if flags == os.O_RDONLY else 1
+        return
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _bar(options: BatchOptions, total: int | None, done: int) -> Any:
+    from tqdm import tqdm
+
+    # None: no bar where standard error is no terminal.
+    shown = None if options.progress else True
+    return tqdm(total=total, initial=done, desc=options.model, unit=" lines", disable=shown)
+
+
+def _farewell(error: BaseException, tally: Tally, options: BatchOptions, state: JobState | None) -> str:
+    reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+    done = f"{tally.lines} lines are done"
+    if state is not None and is_regular(options.output):
+        done = f"{done}; use --resume to go on from there"
+    return f"{reason}\n{done}"

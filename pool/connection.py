@@ -1,21 +1,19 @@
 """One client's conversation with a supervisor over ZeroMQ, shared by all threads of the process.
 
 A ZeroMQ socket belongs to one thread at a time: `_lock` is held for each send or read, never while waiting.
-*Receiving* is a role (`_role`) that passes between threads: whoever waits for an answer takes it if it is free,
-handles everything that arrives, and hands it on to another waiter when its own answer is there. A switch of
-threads would cost more than all decoding. Only when nobody waits, but answers are due (callbacks, asyncio,
-``concurrent.futures.wait``), a background thread takes the role, after a short delay in which a waiter may come.
+Who reads is decided in `receiving`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import InvalidStateError
 from typing import Any, Final, cast
 
@@ -39,15 +37,15 @@ from ..protocol.messages import (
 from ..protocol.values import Buffer, decode
 from .control import ControlSocket
 from .futures import PoolFuture, Waitable
+from .receiving import Receiver
 
-#: How long the background thread leaves receiving to a thread that may be about to wait.
-_DOZE_S: Final = 0.002
-#: How long it goes on dozing when nothing is due, before it sleeps until it is called.
-_AWAKE_S: Final = 0.05
 _HELLO_S: Final = 10.0
 _SEND_RETRY_MS: Final = 1
 _READ_AT_ONCE: Final = 128
 _HEARTBEAT_MS: Final = 1000
+#: Plain integers: arithmetic with pyzmq's enumerations takes microseconds.
+_POLLIN: Final = int(zmq.POLLIN)
+_NOBLOCK: Final = int(zmq.NOBLOCK)
 
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -67,22 +65,19 @@ class Connection:
         self.endpoint = endpoint
         self.directory = ""
         self._lock = threading.Lock()
-        self._role = threading.Lock()
         self._futures: dict[int, PoolFuture] = {}
-        self._followers: dict[Waitable, None] = {}
-        self._numbers = 0
+        self._numbers = itertools.count(1)
         self._end: PoolError | None = None  # why this connection is of no use any more
         self._is_forked = False
-        self._pump: threading.Thread | None = None
-        self._pump_wanted = threading.Event()
-        self._pump_hurry = threading.Event()
+        self._receiver = Receiver(
+            self._read, self._sleep, is_due=lambda: bool(self._futures), is_over=lambda: self._end is not None
+        )
         self._control: ControlSocket | None = None
         token = b""
         if endpoint.startswith("ipc://"):
             self.directory = endpoint.removeprefix("ipc://")
             self._control = ControlSocket(self.directory)
-            admitted = self._control.admit()
-            token, target = admitted.token, admitted.endpoint
+            token, target = self._control.admit()
         elif endpoint.startswith("tcp://"):
             target = endpoint
         else:
@@ -117,14 +112,14 @@ class Connection:
         self, model: str, method: str, timeout_s: float, retries: int, body: bytes, buffers: Sequence[Buffer]
     ) -> PoolFuture:
         """Send a request; return its future."""
-        number, future = self._new_future(model)
-        self._send(Submit(number, model, method, timeout_s, retries, body), buffers)
+        future = self._new_future(model)
+        self._send(Submit(future.number, model, method, timeout_s, retries, body), buffers)
         return future
 
     def query(self, topic: str) -> Any:
         """Ask for models, memory or status, and wait for the answer."""
-        number, future = self._new_future(topic)
-        self._send(Query(number, topic), ())
+        future = self._new_future(topic)
+        self._send(Query(future.number, topic), ())
         return future.result()
 
     def flush(self) -> None:
@@ -159,129 +154,53 @@ class Connection:
         if self._end is not None:
             raise self._end
 
-    def _new_future(self, label: str) -> tuple[int, PoolFuture]:
+    def _new_future(self, label: str) -> PoolFuture:
         self.check_usable()
-        with self._lock:
-            self._numbers += 1
-            number = self._numbers
-            future = self._futures[number] = PoolFuture(self, number, label)
-        return number, future
+        number = next(self._numbers)
+        future = self._futures[number] = PoolFuture(self, number, label)
+        return future
 
     def _send(self, message: Message, buffers: Sequence[Buffer]) -> None:
         frames: list[Buffer] = [pack_header(message), *buffers]
         while True:
             with self._lock:
                 if self._end is not None:
+                    self._futures.clear()
                     raise self._end
                 try:
                     if len(frames) == 1:
-                        self._socket.send(frames[0], zmq.NOBLOCK)
+                        self._socket.send(frames[0], _NOBLOCK)
                     else:
                         # Copied: the caller may change its arrays as soon as this returns.
-                        self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+                        self._socket.send_multipart(frames, _NOBLOCK, copy=True)
                 except zmq.Again:
                     pass
                 else:
                     # Sending takes in what the network thread has to say, so that a thread which sleeps on
                     # the descriptor would not hear of an answer that came meanwhile.
-                    if self._role.locked() and _is_readable(self._socket):
+                    if self._receiver.is_active and _is_readable(self._socket):
                         os.eventfd_write(self._wake, 1)
                     return
             self._wait_for_room()
 
     def _wait_for_room(self) -> None:
         """Let answers in while the supervisor does not take more."""
-        if self._role.acquire(blocking=False):
-            try:
-                self._read()
-            finally:
-                self._hand_over()
+        self._receiver.read_once()
         time.sleep(_SEND_RETRY_MS / 1000)
 
     # --- receiving ------------------------------------------------------------------------------------------
 
     def wait(self, waitable: Waitable, timeout: float | None = None) -> None:
-        """Return when the waitable is done, or after ``timeout`` seconds; receive meanwhile if nobody does."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._followers[waitable] = None
-        try:
-            while True:
-                with waitable.condition:
-                    if waitable.done():
-                        return
-                    left_s = None if deadline is None else deadline - time.monotonic()
-                    if left_s is not None and left_s <= 0:
-                        return
-                    leads = self._role.acquire(blocking=False)
-                    if not leads:
-                        waitable.condition.wait(left_s)
-                if leads:
-                    try:
-                        self._receive_until(waitable.done, deadline)
-                    finally:
-                        self._hand_over()
-        finally:
-            self._followers.pop(waitable, None)
-            if self._followers and not self._role.locked():
-                self._wake_follower()  # this one was woken to take the role, and left without
+        """Return when the waitable is done, or after ``timeout`` seconds."""
+        self._receiver.wait(waitable, timeout)
 
     def keep_receiving(self, *, urgent: bool = False) -> None:
         """See to it that answers are received although nobody waits for them; within 2 ms, or at once."""
-        if not self._pump_wanted.is_set() or (urgent and not self._pump_hurry.is_set()):
-            with self._lock:
-                if self._pump is None:
-                    self._pump = threading.Thread(target=self._run_pump, name="onecopy-receiver", daemon=True)
-                    self._pump.start()
-            self._pump_wanted.set()
-            if urgent:
-                self._pump_hurry.set()
+        self._receiver.keep_receiving(urgent=urgent)
 
-    def _run_pump(self) -> None:
-        idle_since = time.monotonic()
-        while self._end is None:
-            self._pump_wanted.wait()
-            self._pump_hurry.wait(_DOZE_S)
-            self._pump_hurry.clear()
-            if self._futures:
-                idle_since = time.monotonic()
-                if self._role.acquire(blocking=False):
-                    try:
-                        self._receive_until(lambda: not self._futures, None)
-                    finally:
-                        self._hand_over()
-            elif time.monotonic() - idle_since > _AWAKE_S:
-                self._pump_wanted.clear()
-                if self._futures:  # submitted just before the flag was cleared
-                    self._pump_wanted.set()
-
-    def _hand_over(self) -> None:
-        """Give up receiving."""
-        self._role.release()
-        self._wake_follower()
-
-    def _wake_follower(self) -> None:
-        """Have one that still waits take the role over."""
-        for follower in list(self._followers):
-            if not follower.done():
-                with follower.condition:
-                    follower.condition.notify_all()
-                return
-
-    def _receive_until(self, done: Callable[[], bool], deadline: float | None) -> None:
-        """Handle what arrives until done, too late, or the supervisor is lost."""
-        while self._end is None:
-            has_more = self._read()
-            if done() or self._end is not None:
-                return
-            if has_more:
-                continue
-            timeout_ms = None
-            if deadline is not None:
-                timeout_ms = (deadline - time.monotonic()) * 1000
-                if timeout_ms <= 0:
-                    return
-            for fd, _ in self._poller.poll(timeout_ms):
-                self._woken_by(fd)
+    def _sleep(self, timeout_ms: float | None) -> None:
+        for fd, _ in self._poller.poll(timeout_ms):
+            self._woken_by(fd)
 
     def _woken_by(self, fd: int) -> None:
         if fd == self._wake:
@@ -301,7 +220,7 @@ class Connection:
             if self._socket.closed:
                 return False
             while len(arrived) < _READ_AT_ONCE and _is_readable(self._socket):
-                arrived.append(self._socket.recv_multipart(zmq.NOBLOCK))
+                arrived.append(self._socket.recv_multipart(_NOBLOCK))
         for frames in arrived:
             self._handle(unpack_header(frames[0]), frames[1:])
         return len(arrived) == _READ_AT_ONCE
@@ -332,7 +251,7 @@ class Connection:
         while self._futures:
             with contextlib.suppress(KeyError):
                 _settle(self._futures.popitem()[1], None, error)
-        self._pump_wanted.set()
+        self._receiver.wake_up()
 
     # --- beginning and end ----------------------------------------------------------------------------------
 
@@ -368,16 +287,15 @@ class Connection:
         self._fail_all(SupervisorLost("this Pool was closed"))
         if not self._socket.closed:
             os.eventfd_write(self._wake, 1)
-        if self._pump is not None and self._pump is not threading.current_thread():
-            self._pump_hurry.set()
-            self._pump.join()
-        with self._role, self._lock:
+        self._receiver.join()
+        with self._receiver.role, self._lock:
             if self._socket.closed:
                 return
             with contextlib.suppress(zmq.ZMQError):
                 self._socket.send(pack_header(Goodbye()), zmq.NOBLOCK)
             if self._monitor is not None:
                 self._socket.disable_monitor()
+                self._monitor.close(0)
             self._socket.close(100)
             self._context.term()
             os.close(self._wake)
@@ -386,7 +304,7 @@ class Connection:
 
 
 def _is_readable(zmq_socket: zmq.Socket[bytes]) -> bool:
-    return bool(cast("int", zmq_socket.get(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(cast("int", zmq_socket.get(zmq.EVENTS)) & _POLLIN)
 
 
 def _descriptor(zmq_socket: zmq.Socket[bytes]) -> int:

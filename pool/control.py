@@ -43,11 +43,19 @@ class ControlSocket:
         """Return the descriptor, which hangs up when the supervisor ends."""
         return self._channel.fileno()
 
-    def admit(self) -> Admitted:
-        """Ask for a token that lets this process in at the ipc endpoint."""
-        answer = self.ask(Admit())
+    def admit(self) -> tuple[bytes, str]:
+        """Return a token that lets this process in, and the ipc endpoint at which to present it.
+
+        Raises:
+            SupervisorLost: there is no answer; this socket is closed then.
+        """
+        try:
+            answer = self.ask(Admit())
+        except BaseException:
+            self.close()
+            raise
         assert isinstance(answer, Admitted)
-        return answer
+        return answer.token, answer.endpoint
 
     def ask(self, message: Message, fds: Sequence[int] = ()) -> Message:
         """Send a message and wait for its answer.

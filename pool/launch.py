@@ -12,6 +12,7 @@ from typing import Final
 
 from ..protocol.channel import Channel
 from ..protocol.errors import PoolError, SupervisorLost, from_record
+from ..protocol.leftovers import remove_if_abandoned
 from ..protocol.messages import Configure, Refused, Serving, StopPool
 from .config import Settings
 from .control import ControlSocket
@@ -43,6 +44,7 @@ class OwnedSupervisor:
         theirs.close()
         ours.settimeout(_START_S)
         self._channel = Channel(ours)
+        self.directory = ""
         try:
             self._channel.send(Configure(settings.to_wire()))
             delivery = self._channel.receive()
@@ -78,17 +80,17 @@ class OwnedSupervisor:
         if os.getpid() != self._pid:  # a forked child has nothing to end
             return
         self._join_log()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-        self._channel.close()
+        self.kill()
 
     def kill(self) -> None:
-        """End it at once; the kernel ends its children."""
+        """End it at once, if it has not ended; the kernel ends its children."""
         self.process.kill()
         self.process.wait()
         self._channel.close()
+        if self.directory:
+            remove_if_abandoned(self.directory)  # it was killed, and perhaps its zygote too
 
     def _join_log(self) -> None:
         if self._log is None or self._log_thread is None:

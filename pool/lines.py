@@ -26,6 +26,8 @@ from typing import Any, Final, NamedTuple, cast
 from ..protocol.errors import InvalidRequest
 
 _KEYS: Final = ("id", "args", "kwargs")
+#: Inside of texts, where alone they can be: `str.splitlines` and others would cut a line at them.
+_LINE_ENDS: Final = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _FORMS: Final = ("npy", "tensor", "base64")
 
 
@@ -95,14 +97,20 @@ def to_json(value: Any, name: str = "the result") -> str:
     """
     try:
         return json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False)
-    except (ValueError, TypeError):  # not a number, or a key that is no text: look at each part
+    except (ValueError, TypeError, RecursionError):  # not a number, a key that is no text: look at each part
+        pass
+    try:
         return json.dumps(_spelled(value, name), allow_nan=False, ensure_ascii=False)
+    except RecursionError:
+        raise InvalidRequest(f"{name} is nested too deeply") from None
 
 
 def to_bytes(text: str) -> bytes:
-    """Return a line of JSON as UTF-8."""
-    try:
+    """Return a line of JSON as UTF-8, in which nobody's idea of the end of a line occurs before its end."""
+    if text.isascii():
         return text.encode() + b"\n"
+    try:
+        return text.translate(_LINE_ENDS).encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
         return json.dumps(json.loads(text)).encode() + b"\n"
 
@@ -130,7 +138,7 @@ class _Reader:
         fields = cast("dict[str, Any]", value)
         if not _is_form(fields):
             return {key: self.value(one) for key, one in fields.items()}
-        (form, content), = fields.items()
+        ((form, content),) = fields.items()
         if form == "npy":
             return self._npy(content)
         return _tensor(self.value(content)) if form == "tensor" else _bytes(content)
@@ -157,13 +165,13 @@ def _is_form(fields: dict[str, Any]) -> bool:
 
 
 def _tensor(content: Any) -> Any:
-    if sys.modules.get("torch", ...) is None:  # see `do_without_torch`
-        del sys.modules["torch"]
+    if not sys.modules.get("torch"):  # see `do_without_torch`
+        sys.modules.pop("torch", None)
     try:
         import torch
 
         return torch.as_tensor(content)
-    except Exception as error:  # whatever torch says of what cannot be a tensor
+    except Exception as error:  # noqa: BLE001 - whatever torch says of what cannot be a tensor
         raise InvalidRequest(f"tensor: {error}") from None
 
 
@@ -180,7 +188,7 @@ def _plain(value: Any) -> Any:
         return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, complex):
         return {"real": value.real, "imag": value.imag}
-    if hasattr(value, "tolist"):
+    if hasattr(value, "tolist"):  # NumPy or torch, whichever is here
         return value.tolist()
     raise InvalidRequest(f"a {type(value).__name__} has no JSON form")
 

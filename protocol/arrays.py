@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, cast
 
 from .errors import InvalidRequest
+from .limits import INLINE_ARRAY_BYTES, MAX_DIMENSIONS
 from .tensors import NUMPY_NAMES, TORCH_NAMES, array_bytes
 from .values import ArrayData, Buffer
 
@@ -73,25 +74,50 @@ def _from_numpy(numpy: Any, value: Any, family: str) -> ArrayData:
     array = numpy.asarray(value)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    wire = _NUMPY_TO_WIRE.get(array.dtype.name)
+    wire = _numpy_wire(array.dtype)
     if wire is None:
         raise ValueError(f"an array of dtype {array.dtype} has no fixed binary form; send numbers, or .tolist()")
+    if array.nbytes <= INLINE_ARRAY_BYTES:  # it is copied into the body anyway, and this is the fastest copy
+        return ArrayData(family, wire, array.shape, array.tobytes())
     flat = numpy.ascontiguousarray(array).reshape(-1).view(numpy.uint8)
-    return ArrayData(family, wire, tuple(array.shape), cast("Buffer", flat.data))
+    return ArrayData(family, wire, array.shape, cast("Buffer", flat.data))
 
 
 def _from_torch(torch: Any, tensor: Any) -> ArrayData:
-    wire = _TORCH_TO_WIRE.get(str(tensor.dtype))
+    wire = _torch_wire(tensor.dtype)
     if tensor.layout != torch.strided:
         raise ValueError(f"a tensor of layout {tensor.layout} cannot travel; send .to_dense()")
     if wire is None:
         raise ValueError(f"a tensor of dtype {tensor.dtype} cannot travel; send .dequantize() or .int_repr()")
+    if tensor.dim() > MAX_DIMENSIONS:
+        raise ValueError(f"a tensor of {tensor.dim()} dimensions; at most {MAX_DIMENSIONS} can travel")
     if tensor.device.type == "meta":
         raise ValueError("a tensor on the meta device has no data; send one that has")
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     # A tensor of one element counts as contiguous whatever its strides, and view() looks at strides.
     flat = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
     return ArrayData("t", wire, tuple(tensor.shape), cast("Buffer", flat.numpy().data))
+
+
+@cache
+def _numpy_wire(dtype: Any) -> str | None:
+    """Return the wire's name of a NumPy dtype; asking NumPy for its own takes a microsecond each time."""
+    return _NUMPY_TO_WIRE.get(dtype.name)
+
+
+@cache
+def _torch_wire(dtype: Any) -> str | None:
+    """Return the wire's name of a torch dtype."""
+    return _TORCH_TO_WIRE.get(str(dtype))
+
+
+@cache
+def _numpy_dtype(wire: str) -> Any:
+    """Return the NumPy dtype of a wire's name, or None."""
+    import numpy
+
+    name = NUMPY_NAMES.get(wire)
+    return None if name is None else numpy.dtype(name)
 
 
 def _owned_bytes(data: Buffer) -> Any:
@@ -103,12 +129,10 @@ def _owned_bytes(data: Buffer) -> Any:
 
 
 def _to_numpy(array: ArrayData) -> Any:
-    import numpy
-
-    name = NUMPY_NAMES.get(array.dtype)
-    if name is None:
+    dtype = _numpy_dtype(array.dtype)
+    if dtype is None:
         return _widened(array)
-    typed = _owned_bytes(array.data).view(numpy.dtype(name))
+    typed = _owned_bytes(array.data).view(dtype)
     return typed[0] if array.family == "s" else typed.reshape(array.shape)
 
 

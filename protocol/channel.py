@@ -36,6 +36,11 @@ class Delivery(NamedTuple):
     buffers: list[Any]
     fds: list[int]
 
+    def close_fds(self) -> None:
+        """Close every descriptor that was not taken out of the list."""
+        _close_all(self.fds)
+        self.fds.clear()
+
 
 class Channel:
     """One end of a connection.
@@ -50,6 +55,7 @@ class Channel:
         self._fds: deque[int] = deque()
         self._unsent: deque[tuple[list[Buffer], list[int]]] = deque()
         self._ready: deque[Delivery] = deque()
+        self._broken: InvalidRequest | None = None  # raised once what came before is delivered
         self.is_at_end = False
 
     def __repr__(self) -> str:
@@ -110,7 +116,12 @@ class Channel:
         return self._ready.popleft()
 
     def arrived(self) -> Iterator[Delivery]:
-        """Yield what can be had without blocking (non-blocking sockets); sets `is_at_end` at the end."""
+        """Yield what can be had without blocking (non-blocking sockets); sets `is_at_end` at the end.
+
+        Raises:
+            InvalidRequest: the stream is broken, after what came before was yielded; close the channel.
+            OSError: the connection failed.
+        """
         while True:
             while self._ready:
                 yield self._ready.popleft()
@@ -148,6 +159,8 @@ class Channel:
         return parts, fds
 
     def _read_once(self) -> None:
+        if self._broken is not None:
+            raise self._broken
         space = self._decoder.space()
         size_bytes, ancillary, flags, _ = self._sock.recvmsg_into(
             [space], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
@@ -163,6 +176,14 @@ class Channel:
             self.is_at_end = True
             return
         self._decoder.wrote(size_bytes)
+        try:
+            self._take_messages()
+        except InvalidRequest as error:
+            self._broken = error
+            if not self._ready:
+                raise
+
+    def _take_messages(self) -> None:
         for message, buffers, count in self._decoder.messages():
             if count > len(self._fds):
                 raise InvalidRequest(f"{type(message).__name__} came with {len(self._fds)} fds instead of {count}")

@@ -12,6 +12,7 @@ Everything here is pure: bytes in, messages out. `channel` does the input and ou
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple, cast
@@ -20,6 +21,7 @@ import msgpack
 
 from .errors import InvalidRequest
 from .limits import MAX_BUFFER_BYTES, MAX_BUFFERS, MAX_FDS, MAX_HEADER_BYTES, WIRE_VERSION
+from .mapping import MAP_NORESERVE
 from .messages import NUMBERS, Message, parse
 from .values import Buffer
 
@@ -27,9 +29,9 @@ _PREFIX: Final = struct.Struct("<BBHI")
 _SIZE: Final = struct.Struct("<Q")
 #: Buffers below this are read together with what surrounds them; above, straight into their own memory.
 _OWN_READ_BYTES: Final = 32 * 1024
-#: Memory taken for a buffer on the word of its size alone. A larger one grows with what really comes, so that
-#: a peer that lies about a size costs this much and no more.
-_TRUSTED_BYTES: Final = 16 << 20
+#: Buffers above this are mapped, not allocated: their pages are taken as bytes come, so that a peer that lies
+#: about a size costs nothing. (A bytearray is written with zeros when it is made.)
+_MAPPED_BYTES: Final = 16 << 20
 
 
 class Received(NamedTuple):
@@ -179,9 +181,6 @@ class StreamDecoder:
         if self._large is not None:
             if self._filled < len(self._large):
                 return False
-            if self._filled < self._sizes[len(self._buffers)]:
-                self._grow_large()
-                return False
             self._buffers.append(self._large.obj)
             self._large = None
             return True
@@ -191,22 +190,22 @@ class StreamDecoder:
             return True
         if wanted < _OWN_READ_BYTES:
             return False
-        self._large = memoryview(bytearray(min(wanted, max(_TRUSTED_BYTES, len(self._pending)))))
+        self._large = memoryview(_memory(wanted))
         self._filled = len(self._pending)
         self._large[: self._filled] = self._pending
         self._pending.clear()
         return True
 
-    def _grow_large(self) -> None:
-        """Double the memory of the large buffer, which is full, up to its size."""
-        assert self._large is not None
-        memory = cast("bytearray", self._large.obj)
-        more_bytes = min(len(memory), self._sizes[len(self._buffers)] - len(memory))
-        self._large.release()
-        memory += bytes(more_bytes)
-        self._large = memoryview(memory)
-
     def _take(self, size_bytes: int) -> bytearray:
         taken = self._pending[:size_bytes]
         del self._pending[:size_bytes]
         return taken
+
+
+def _memory(size_bytes: int) -> bytearray | mmap.mmap:
+    if size_bytes <= _MAPPED_BYTES:
+        return bytearray(size_bytes)
+    try:
+        return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    except OSError as error:
+        raise InvalidRequest(f"a buffer of {size_bytes:,} bytes: {error.strerror}") from error

@@ -14,8 +14,7 @@ whoever receives a message can rely on its annotations.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 from .errors import InvalidRequest
 
@@ -350,38 +349,23 @@ NUMBERS: Final[dict[type[Message], int]] = {
     FollowLogs: 27, LogLines: 28, Done: 29, Refused: 30,
     ForkChild: 40, Adopt: 41, ZygoteReady: 42, Forked: 43, Exited: 44, Adopted: 45,
     BuildModel: 60, NeedRegions: 61, RegionsGranted: 62, ModelBuilt: 63, BuildFailed: 64,
-    Thaw: 70, Thawed: 71, ThawFailed: 72, Forget: 73, Forgot: 74,
-    Run: 80, Ran: 81, RunFailed: 82, Leave: 83,
+    Thaw: 70, Thawed: 71, ThawFailed: 72, Forget: 73, Forgot: 74, Run: 80, Ran: 81, RunFailed: 82, Leave: 83,
 }  # fmt: skip
 
 _ACCEPTED: Final[dict[Any, tuple[type, ...]]] = {
     int: (int,), float: (float, int), str: (str,), bytes: (bytes,), bool: (bool,),
-    list[Any]: (list,), list[int]: (list,), list[str]: (list,),
-    dict[str, Any]: (dict,), dict[str, str]: (dict,),
+    list[Any]: (list,), list[int]: (list,), list[str]: (list,), dict[str, Any]: (dict,), dict[str, str]: (dict,),
 }  # fmt: skip
 
 
-class _Kind(NamedTuple):
-    """What `parse` checks: the types of each field, and what the containers among them hold."""
-
-    kind: type[Message]
-    accepted: tuple[tuple[type, ...], ...]
-    items: tuple[tuple[int, type], ...]  # index of a list field, the type of its items
-    values: tuple[tuple[int, type | None], ...]  # index of a map field with str keys, the type of its values
-
-
-def _kind_of(kind: type[Message]) -> _Kind:
+def _checks(kind: type[Message]) -> tuple[type[Message], list[tuple[type, ...]], list[tuple[int, Any]]]:
+    """Return the kind, the types of each field, and the index and annotation of those that hold others."""
     hints = [typing.get_type_hints(kind)[field] for field in kind._fields]
-    held = [(typing.get_origin(hint), typing.get_args(hint)) for hint in hints]
-    return _Kind(
-        kind,
-        tuple(_ACCEPTED[hint] for hint in hints),
-        tuple((index, of[0]) for index, (origin, of) in enumerate(held) if origin is list and of[0] is not Any),
-        tuple((index, None if of[1] is Any else of[1]) for index, (origin, of) in enumerate(held) if origin is dict),
-    )
+    holders = [(index, hint) for index, hint in enumerate(hints) if typing.get_args(hint) not in ((), (Any,))]
+    return kind, [_ACCEPTED[hint] for hint in hints], holders
 
 
-_KINDS: Final[dict[int, _Kind]] = {number: _kind_of(kind) for kind, number in NUMBERS.items()}
+_KINDS: Final = {number: _checks(kind) for kind, number in NUMBERS.items()}
 
 
 def parse(number: int, fields: list[Any]) -> Message:
@@ -390,29 +374,27 @@ def parse(number: int, fields: list[Any]) -> Message:
     Raises:
         InvalidRequest: no message has the number, or a field is missing, too many, or of a wrong type.
     """
-    known = _KINDS.get(number)
-    if known is None:
+    if number not in _KINDS:
         raise InvalidRequest(f"unknown message number {number!r}")
-    kind, accepted, items, values = known
+    kind, accepted, holders = _KINDS[number]
     if len(fields) != len(accepted):
         raise InvalidRequest(f"{kind.__name__} has {len(accepted)} fields, got {len(fields)}")
     for index, value in enumerate(fields):
         if type(value) not in accepted[index]:
-            expected = " or ".join(one.__name__ for one in accepted[index])
-            raise InvalidRequest(
-                f"{kind.__name__}.{kind._fields[index]} must be {expected}, not {type(value).__name__}"
-            )
-    for index, expected in items:
-        _check_all(kind, index, "items", fields[index], expected)
-    for index, expected in values:
-        _check_all(kind, index, "keys", fields[index], str)
-        if expected is not None:
-            _check_all(kind, index, "values", fields[index].values(), expected)
+            _refuse(kind, index, "", value, accepted[index])
+    for index, hint in holders:
+        *keys, items = typing.get_args(hint)
+        for key in fields[index] if keys else ():
+            if type(key) is not str:
+                _refuse(kind, index, ": its keys", key, (str,))
+        for item in fields[index].values() if keys else fields[index]:
+            if items is not Any and type(item) is not items:
+                _refuse(kind, index, ": its items", item, (items,))
     return kind._make(fields)
 
 
-def _check_all(kind: type[Message], index: int, what: str, parts: Iterable[Any], expected: type) -> None:
-    for part in parts:
-        if type(part) is not expected:
-            field = f"{kind.__name__}.{kind._fields[index]}"
-            raise InvalidRequest(f"the {what} of {field} must be {expected.__name__}, not {type(part).__name__}")
+def _refuse(kind: type[Message], index: int, part: str, value: Any, accepted: tuple[Any, ...]) -> NoReturn:
+    right = " or ".join(one.__name__ for one in accepted)
+    raise InvalidRequest(
+        f"{kind.__name__}.{kind._fields[index]}{part} must be {right}, not {type(value).__name__}"
+    )

@@ -31,8 +31,6 @@ ARRAY: Final = 4
 #: Subclasses of these (an IntEnum, ``numpy.str_``) travel as what they are underneath.
 _PLAIN: Final = (bool, int, float, str, bytes, list)
 _TWO_DOUBLES: Final = struct.Struct("<dd")
-#: How deep the search for what cannot travel goes; deeper than anything that can.
-_SEARCH_DEPTH: Final = 1100
 
 
 class Encoded(NamedTuple):
@@ -62,6 +60,10 @@ class _Unencodable(Exception):
     """A value that cannot travel; the path to it is found afterwards, off the fast path."""
 
 
+class _TooDeep(_Unencodable):
+    """Nested too deeply, or endlessly: then no path is worth showing."""
+
+
 def encode(value: Any, *, name: str = "value") -> Encoded:
     """Encode a nested value.
 
@@ -80,7 +82,10 @@ def encode(value: Any, *, name: str = "value") -> Encoded:
     except MemoryError:
         raise
     except Exception as error:  # besides our own kinds, whatever a library or a user's class raises
-        path, reason = _find_culprit(value, name)
+        if _is_depth(error):
+            path, reason = name, "it is nested too deeply, or contains itself"
+        else:
+            path, reason = _find_culprit(value, name)
         raise InvalidRequest(f"{path} cannot travel: {reason or error}", path=path) from error
     if len(body) > MAX_BODY_BYTES:
         raise InvalidRequest(
@@ -124,7 +129,7 @@ class _Encoder:
     def pack(self, value: Any) -> bytes:
         # msgpack's C packer bounds nesting by itself; this bounds what recurs through the hook.
         if self._depth > MAX_DEPTH:
-            raise _Unencodable(f"nested deeper than {MAX_DEPTH} tuples")
+            raise _TooDeep
         self._depth += 1
         packed = msgpack.packb(value, default=self._plain, strict_types=True)
         self._depth -= 1
@@ -215,23 +220,21 @@ class _Decoder:
 
 def _find_culprit(value: Any, name: str) -> tuple[str, str]:
     """Return the path to the first part of a value that cannot travel, and why (empty: as msgpack said)."""
-    path = name
-    for _ in range(_SEARCH_DEPTH):
+    path, reason, found = name, "", True
+    while found:
+        found = False
         for step, part in _parts(value):
             try:
                 _Encoder().pack(part)
-            except Exception:  # noqa: BLE001 - this is the part that cannot travel, or it is inside
-                path, value = path + step, part
+            except Exception as error:  # noqa: BLE001 - this is the part that cannot travel, or it is inside
+                path, value, reason, found = path + step, part, str(error), True
                 break
-        else:
-            break
-    else:
-        return name, "it is nested too deeply, or contains itself"
-    try:
-        _Encoder().pack(value)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with it is what the message shall say
-        return path, str(error)
-    return path, ""
+    return path, reason
+
+
+def _is_depth(error: Exception) -> bool:
+    """Whether a value was too deep; msgpack has no class of its own for that."""
+    return isinstance(error, (_TooDeep, RecursionError)) or "recursion limit" in str(error)
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

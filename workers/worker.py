@@ -91,6 +91,8 @@ class HeldModel:
         model = self.model()
         if name == "__call__" and callable(model):
             return model
+        if name.startswith("_") and name != "__call__":
+            raise ModelNotFound(f"{self.name}: {name!r} is private; only public methods can be called")
         found = getattr(model, name, None)
         if not callable(found):
             kind = type(model).__name__

@@ -18,17 +18,20 @@ import select
 import signal
 import socket
 import sys
+import time
 from typing import NoReturn
 
 from ..protocol.channel import Channel, Delivery
 from ..protocol.leftovers import remove_if_abandoned
-from ..protocol.messages import Adopt, Adopted, Exited, ForkChild, Forked, ZygoteReady
+from ..protocol.messages import Adopt, Adopted, Exited, ForkChild, Forked, Leave, ZygoteReady
 from . import loader, worker
 from .lifeline import Lifeline, arm_child
 from .paths import extend_path
 
 #: What every child needs. Imported before the first fork.
 _PRELOADED = ("numpy", "torch", "cloudpickle", "onecopy.protocol.frozen", "onecopy.protocol.arrays")
+#: How long the lock of a supervisor that is dying may stay taken.
+_LOCK_S = 5.0
 
 
 class Zygote:
@@ -38,6 +41,7 @@ class Zygote:
         self._channel = channel
         self._life_fd = life_fd
         self._directory = directory
+        self._is_dismissed = False
         # SIGCONT wakes it even if it is stopped; it then finds its channel closed, and cleans up.
         self._lifeline = Lifeline(life_fd, signal.SIGCONT, os.getpid())
         self._children: dict[int, int] = {}
@@ -53,13 +57,14 @@ class Zygote:
             self._serve()
         except OSError:  # the supervisor is gone
             pass
-        remove_if_abandoned(self._directory)
+        if not self._is_dismissed:
+            self._clean_up()
 
     def _serve(self) -> None:
         poller = select.poll()
         poller.register(self._channel.fileno(), select.POLLIN)
         poller.register(self._wakeup_read, select.POLLIN)
-        while not self._channel.is_at_end:
+        while not self._channel.is_at_end and not self._is_dismissed:
             ready = dict(poller.poll())
             if self._wakeup_read in ready:
                 with contextlib.suppress(BlockingIOError):
@@ -78,6 +83,18 @@ class Zygote:
             self._fork(message, delivery.fds)
         elif isinstance(message, Adopt):
             self._adopt(message)
+        elif isinstance(message, Leave):
+            self._is_dismissed = True
+
+    def _clean_up(self) -> None:
+        """Remove the folder of a supervisor that was killed.
+
+        The kernel closes the descriptors of a dying process one by one: the channel may end before the lock is
+        free.
+        """
+        give_up_at = time.monotonic() + _LOCK_S
+        while not remove_if_abandoned(self._directory) and time.monotonic() < give_up_at:
+            time.sleep(0.005)
 
     # --- children -------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ merely held goes back to the front of its queue, in order.
 from __future__ import annotations
 
 import signal
-from typing import Any
+from collections import OrderedDict
+from typing import Any, NamedTuple
 
 from ...protocol.errors import (
     DeadlineExceeded,
@@ -28,11 +29,20 @@ from .fleet import Fleet
 from .instructions import Finish, Instruction, SignalChild, ToChild, ToClient
 from .library import Library
 from .requests import Request, Requests
-from .weights import Model
+from .weights import Model, WeightSet
 from .workers import Worker
 
 #: What an unmeasured run is expected to take: long, so that nothing waits behind it.
 _UNKNOWN_S = 1.0
+
+
+class _Attempt(NamedTuple):
+    """A request that was handed to a worker; ``is_first``: it is the first of its weight set there."""
+
+    request: Request
+    model: Model
+    version: WeightSet
+    is_first: bool
 
 
 class Core:
@@ -52,8 +62,8 @@ class Core:
         self.retried = 0
         self._is_finished = False
         self._attempts = 0
-        self._running: dict[int, tuple[Request, Model, int]] = {}
-        self._runnable: dict[str, Model] = {}  # models with work, in the order of their turns
+        self._running: dict[int, _Attempt] = {}
+        self._runnable: OrderedDict[Model, None] = OrderedDict()  # models with work, in the order of their turns
         self._handlers = {
             events.ClientJoined: self._client_joined,
             events.ClientLeft: self._client_left,
@@ -87,14 +97,14 @@ class Core:
         self._out.clear()
         return out
 
-    def wake_at(self, now: float) -> float:
+    def wake_at(self, _now: float) -> float:
         """Return when `TimePassed` is due; infinity for never."""
-        return min(self.requests.next_deadline(), self.fleet.wake_at(now))
+        return min(self.requests.next_deadline(), self.fleet.wake_at())
 
     def running_on(self, attempt: int) -> tuple[int, str]:
         """Return the client's request number and the model of an attempt; ``(0, "")`` if it is over."""
         running = self._running.get(attempt)
-        return (running[0].submit.request, running[1].name) if running else (0, "")
+        return (running.request.submit.request, running.model.name) if running else (0, "")
 
     # --- clients and requests -------------------------------------------------------------------------------
 
@@ -102,9 +112,8 @@ class Core:
         self.requests.join(event.client)
 
     def _client_left(self, event: events.ClientLeft, _now: float) -> None:
-        left = {request.submit.model for request in self.requests.leave(event.client)}
-        for name in left & self.library.models.keys():
-            self.library.leave_if_done(self.library.models[name])
+        for request in self.requests.leave(event.client):
+            self._forget(request)
 
     def _submitted(self, event: events.Submitted, now: float) -> None:
         submit = event.submit
@@ -120,11 +129,11 @@ class Core:
         if isinstance(request, PoolError):
             self._fail(event.client, submit.request, request)
             return
-        model.queue.append(request)
-        if model.current.is_ready:
-            self._runnable.setdefault(model.name, model)
-        else:
-            self.library.need(model.current)
+        model.unanswered += 1
+        model.queue[request] = None
+        self._note_runnable(model)
+        if not model.current.is_ready:
+            self.library.need_answers(model)
 
     def _cancelled(self, event: events.Cancelled, _now: float) -> None:
         request = self.requests.find(event.client, event.request)
@@ -134,14 +143,19 @@ class Core:
     def _answer(self, request: Request, message: Reply | Failed, buffers: list[Any] | None = None) -> None:
         self.requests.settle(request)
         self._out.append(ToClient(request.client, message, buffers or []))
-        model = self.library.models.get(request.submit.model)
-        if model is not None:
-            if isinstance(message, Reply):
-                model.answered += 1
-            else:
-                model.failed += 1
-            if model.is_leaving:
-                self.library.leave_if_done(model)
+        model = self.library.models[request.submit.model]
+        if isinstance(message, Reply):
+            model.answered += 1
+        else:
+            model.failed += 1
+        self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        """Take a request out of its model's books. As long as it is in them, the model stays."""
+        model = self.library.models[request.submit.model]
+        model.queue.pop(request, None)
+        model.unanswered -= 1
+        self.library.leave_if_done(model)
 
     def _refuse(self, request: Request, error: PoolError) -> None:
         self._answer(request, Failed(request.submit.request, error.to_record()))
@@ -151,6 +165,10 @@ class Core:
 
     # --- assignment -----------------------------------------------------------------------------------------
 
+    def _note_runnable(self, model: Model) -> None:
+        if model.is_runnable:
+            self._runnable[model] = None
+
     def _dispatch(self) -> None:
         """Hand requests to workers as long as there are both."""
         workers = self.fleet.workers
@@ -158,24 +176,24 @@ class Core:
             worker = workers.pick()
             if worker is None:
                 return
-            name = next(iter(self._runnable))
-            model = self._runnable.pop(name)
-            request = model.next_request() if model.is_runnable else None
-            if request is None:
-                continue
-            if model.queue:
-                self._runnable[name] = model
-            self._hand(worker, model, request)
+            model, _ = self._runnable.popitem(last=False)
+            if model.queue:  # it is empty if all were answered while they waited
+                request = model.next_request()
+                self._note_runnable(model)
+                self._hand(worker, model, request)
 
     def _hand(self, worker: Worker, model: Model, request: Request) -> None:
         version = model.current
+        is_first = version.number not in worker.holds
         self.library.give(version, worker, eager=False)
         self._attempts += 1
         attempt = request.attempt = self._attempts
         request.life.become("running")
         version.running += 1
-        self._running[attempt] = (request, model, version.number)
-        expected_s = _UNKNOWN_S if model.expected_s is None else model.expected_s
+        self._running[attempt] = _Attempt(request, model, version, is_first)
+        expected_s = model.expected_s
+        if expected_s is None or is_first or worker.thawing:
+            expected_s = _UNKNOWN_S
         self.fleet.workers.hand(worker, attempt, expected_s)
         submit = request.submit
         order = Run(attempt, version.number, submit.method or model.method, submit.body)
@@ -185,35 +203,23 @@ class Core:
         worker = self.fleet.workers.get(event.child)
         if worker is None or not self.fleet.workers.took_back(worker, event.attempt):
             return
-        request, model, number = self._running.pop(event.attempt)
-        version = self.library.sets.get(number)
-        if version is not None:
-            version.running -= 1
-            if version is model.current and event.error is None:
-                model.measured(event.seconds)
+        request, model, version, is_first = self._running.pop(event.attempt)
+        version.running -= 1
+        if version is model.current and event.error is None and not is_first:  # the first includes the thaw
+            model.measured(event.seconds)
         if request.is_answered_by(event.attempt):
             if event.error is None:
                 self._answer(request, Reply(request.submit.request, event.body), event.buffers)
             else:
                 self._answer(request, Failed(request.submit.request, event.error))
-        elif model.is_leaving and self.library.models.get(model.name) is model:
-            self.library.leave_if_done(model)
         if worker.life.state == "idle":
-            self._became_idle(worker, now)
-
-    def _became_idle(self, worker: Worker, now: float) -> None:
-        if worker.generation < self.fleet.generation:
-            self.fleet.fill(now)
+            self.fleet.became_idle(worker, now)
 
     def _requeue(self, attempt: int, *, blamed: bool, cause: str) -> None:
         """Take an attempt back from a worker that died."""
-        request, model, number = self._running.pop(attempt)
-        version = self.library.sets.get(number)
-        if version is not None:
-            version.running -= 1
+        request, model, version, _ = self._running.pop(attempt)
+        version.running -= 1
         if not request.is_answered_by(attempt):
-            if model.is_leaving and self.library.models.get(model.name) is model:
-                self.library.leave_if_done(model)
             return
         request.deaths += blamed
         if request.deaths > request.submit.retries:
@@ -226,13 +232,15 @@ class Core:
         self.retried += blamed
         request.attempt = 0
         request.life.become("queued")
-        model.queue.appendleft(request)
-        if model.current.is_ready:
-            self._runnable.setdefault(model.name, model)
+        model.put_back(request)
+        self._note_runnable(model)
 
     # --- models ---------------------------------------------------------------------------------------------
 
     def _model_declared(self, event: events.ModelDeclared, _now: float) -> None:
+        if self.stopping:
+            self.library.refuse(event.caller, SupervisorLost(self.stopping), event.regions)
+            return
         self.library.declare(event.caller, event.load, event.regions)
         self._collect_ready()
 
@@ -253,15 +261,16 @@ class Core:
     def _collect_ready(self) -> None:
         """Let models run whose weight sets became ready."""
         for model in self.library.adopted():
-            if model.queue:
-                self._runnable.setdefault(model.name, model)
-            if model.current.load.options.get("warm"):
+            self._note_runnable(model)
+            if model.current.is_warm:
                 for worker in self.fleet.workers:
                     if worker.life.state in ("idle", "busy"):
                         self.library.give(model.current, worker, eager=True)
 
     def _set_thawed(self, event: events.SetThawed, _now: float) -> None:
-        """A worker tells; a failure is told again by each run, so nothing is decided here."""
+        worker = self.fleet.workers.get(event.child)
+        if worker is not None:  # a failure is told again by each run
+            worker.thawing.pop(event.weight_set, None)
 
     def _set_forgotten(self, event: events.SetForgotten, now: float) -> None:
         worker = self.fleet.workers.get(event.child)
@@ -269,46 +278,45 @@ class Core:
             return
         if event.unmapped:
             self.library.forgot(worker, event.weight_set)
-        elif worker.life.state == "idle":  # something in it holds on: its end frees the memory
-            self.fleet.dismiss(worker)
+        else:  # something in it holds on: its end frees the memory
+            self.fleet.workers.outdate(worker)
             self.fleet.fill(now)
-        else:
-            worker.generation = -1  # outdated: replaced as soon as it is idle
 
     # --- processes ------------------------------------------------------------------------------------------
 
     def _zygote_ready(self, _event: events.ZygoteReady, now: float) -> None:
         self.fleet.zygote_ready(now)
 
-    def _zygote_died(self, event: events.ZygoteDied, _now: float) -> None:
-        self.fleet.zygote_died(event.cause)
+    def _zygote_died(self, event: events.ZygoteDied, now: float) -> None:
+        self.fleet.zygote_died(event.cause, now)
 
     def _modules_adopted(self, event: events.ModulesAdopted, now: float) -> None:
         self.fleet.modules_adopted(event.generation, event.refused, event.threads)
         self._collect_ready()
         self.fleet.fill(now)
 
-    def _child_forked(self, event: events.ChildForked, _now: float) -> None:
+    def _child_forked(self, event: events.ChildForked, now: float) -> None:
         worker = self.fleet.workers.get(event.child)
         if worker is None:
             return
         self.fleet.workers.started(worker, event.pid)
-        if self.stopping and self.fleet.is_dismissing:
-            self.fleet.dismiss(worker)
-        else:
+        self.fleet.became_idle(worker, now)
+        if worker.life.state == "idle":
             self.library.warm(worker)
 
     def _child_exited(self, event: events.ChildExited, now: float) -> None:
+        if not event.was_forked:
+            self.fleet.never_forked()
         worker = self.fleet.workers.get(event.child)
         if worker is None:
             if self.library.loader_exited(event.child, was_forked=event.was_forked):
                 error = LoadFailed(f"the loader died ({event.cause}) while it built the model")
                 self._build_failed(events.BuildFailed(event.child, error.to_record()), now)
             return
-        held = self.fleet.worker_died(worker, now)
+        held = self.fleet.worker_died(worker, event.begun, now)
         for attempt in reversed(held):
             self._requeue(attempt, blamed=attempt == event.begun, cause=event.cause)
-        self.library.worker_died(worker)
+        self.library.worker_died(worker, event.begun)
         self.fleet.fill(now)
 
     # --- time and the end -----------------------------------------------------------------------------------
@@ -335,6 +343,6 @@ class Core:
         if self.requests.unanswered or self._is_finished:
             return
         self.fleet.dismiss_all(now)
-        if not len(self.fleet.workers):
+        if not len(self.fleet.workers) or self.fleet.has_given_up:
             self._is_finished = True
             self._out.append(Finish())

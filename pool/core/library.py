@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from typing import Any
 
 from ...protocol.errors import InvalidRequest, ModelNotFound, PoolError
-from ...protocol.messages import BuildModel, Done, Forget, LoadModel, Record, Refused, Thaw
+from ...protocol.messages import BuildModel, Done, Forget, LoadModel, Message, Record, Refused, Thaw
 from .events import CallerKey, ModelBuilt
 from .fleet import Fleet
-from .instructions import FreeRegions, GrantRegions, Instruction, SignalChild, ToCaller, ToChild
+from .instructions import FreeRegions, GrantRegions, Instruction, Report, ToCaller, ToChild
 from .requests import Request
-from .weights import Model, WeightSet
+from .weights import MAX_THAW_DEATHS, Model, WeightSet
 from .workers import Worker
 
 
@@ -50,8 +49,8 @@ class Library:
         model = self.models.get(load.name)
         if model is not None and (model.is_leaving or model.successor is not None):
             doing = "unloaded" if model.is_leaving else "replaced by a newer version"
-            self._refuse(caller, InvalidRequest(f"model {load.name!r} is being {doing}; wait for that"))
-            self._free(regions)
+            error = InvalidRequest(f"model {load.name!r} is being {doing}; wait for that")
+            self.refuse(caller, error, regions)
             return
         self._numbers += 1
         version = WeightSet(self._numbers, load, regions)
@@ -62,18 +61,23 @@ class Library:
             model.successor = version
         is_replacing = model.successor is version
         if load.eager or is_replacing:
-            model.waiting_for_load.append(caller)
+            version.waiting_for_load.append(caller)
         else:
             self._out.append(ToCaller(caller, Done("declared")))
         if load.eager or is_replacing or load.source == "frozen" or load.options.get("warm"):
             self.need(version)
+
+    def refuse(self, caller: CallerKey, error: PoolError, regions: tuple[Any, ...] = ()) -> None:
+        """Do not do what was asked for."""
+        self._free(regions)
+        self._out.append(ToCaller(caller, Refused(error.to_record())))
 
     def remove(self, caller: CallerKey, name: str) -> None:
         """Take no more requests for a model, and forget it once it has answered those it has."""
         try:
             model = self.find(name)
         except ModelNotFound as error:
-            self._refuse(caller, error)
+            self.refuse(caller, error)
             return
         model.is_leaving = True
         model.waiting_for_unload.append(caller)
@@ -81,17 +85,21 @@ class Library:
 
     def leave_if_done(self, model: Model) -> None:
         """Forget a model that is leaving and has nothing left to answer."""
-        if not model.is_leaving or model.current.running or any(one.is_queued for one in model.queue):
+        if not model.is_leaving or model.unanswered:
             return
         del self.models[model.name]
-        for caller in model.waiting_for_load:
-            self._refuse(caller, ModelNotFound(f"model {model.name!r} was unloaded before it was loaded"))
+        unloaded = ModelNotFound(f"model {model.name!r} was unloaded before it was loaded")
         versions = [model.current] + ([model.successor] if model.successor else [])
         model.current.unloaders = model.waiting_for_unload
         for version in versions:
-            self.retire(version)
+            self._retire(version, Refused(unloaded.to_record()))
 
     # --- loading ------------------------------------------------------------------------------------------
+
+    def need_answers(self, model: Model) -> None:
+        """See to it that some version will answer a model's queue; one that is on its way will do."""
+        if model.successor is None:
+            self.need(model.current)
 
     def need(self, version: WeightSet) -> None:
         """See to it that a weight set becomes ready; a second call while it does changes nothing."""
@@ -101,12 +109,13 @@ class Library:
             self._adopt(version)
             return
         version.life.become("building")
+        version.error = None
         self._start_loader(version)
 
     def built(self, event: ModelBuilt) -> None:
         """A loader is done."""
         version = self._loaders.pop(event.child, None)
-        if version is None or version.life.state != "building":
+        if version is None:  # nobody wants it any more
             self._free(event.regions)
             return
         version.loader = 0
@@ -115,33 +124,34 @@ class Library:
         self._adopt(version)
 
     def build_failed(self, child: int, error: Record) -> list[Request]:
-        """A loader gave up; return the requests that waited for it."""
+        """A loader gave up; return the requests that nothing will answer now."""
         version = self._loaders.pop(child, None)
-        if version is None or version.life.state != "building":
+        if version is None:
             return []
         version.loader = 0
         version.error = error
         version.life.become("failed")
         model = self.models[version.load.name]
-        for caller in model.waiting_for_load:
-            self._out.append(ToCaller(caller, Refused(error)))
-        model.waiting_for_load.clear()
+        self._tell(version.waiting_for_load, Refused(error))
         if version is model.successor:
             model.successor = None
-            self.retire(version)
+            self._retire(version, Refused(error))
+        if model.successor is not None or not model.queue:
             return []
-        return [request for request in model.queue if request.is_queued]
+        if model.current.life.state == "failed":
+            return list(model.queue)
+        self.need(model.current)  # the queue had waited for the successor
+        return []
 
     def loader_exited(self, child: int, *, was_forked: bool) -> bool:
         """A loader is gone; true if that ends a load (the caller reports why), false if it is of no matter."""
         version = self._loaders.get(child)
-        if version is None:
-            return False
-        if not was_forked:  # the zygote died before it came to this
+        if version is not None and not was_forked:  # the zygote died before it came to this
             del self._loaders[child]
             self._start_loader(version)
-            return False
-        return True
+            version = None
+        self._fleet.loader_exited(child)
+        return version is not None
 
     def grant(self, child: int, sizes_bytes: list[int]) -> None:
         """A loader asks for memory."""
@@ -172,10 +182,8 @@ class Library:
         if version is model.successor:
             model.successor, retired = None, model.current
             model.current, model.expected_s = version, None
-            self.retire(retired)
-        for caller in model.waiting_for_load:
-            self._out.append(ToCaller(caller, Done("loaded")))
-        model.waiting_for_load.clear()
+            self._retire(retired, Done("replaced by a newer version"))
+        self._tell(version.waiting_for_load, Done("loaded"))
         return model
 
     # --- holders ------------------------------------------------------------------------------------------
@@ -186,6 +194,8 @@ class Library:
             return
         worker.holds.add(version.number)
         version.holders.add(worker.child)
+        if eager:
+            worker.thawing[version.number] = None
         load = version.load
         order = Thaw(
             version.number, load.name, load.options, version.manifest, version.skeleton, load.paths, eager
@@ -195,28 +205,39 @@ class Library:
     def warm(self, worker: Worker) -> None:
         """Hand an idle worker every weight set that shall be warm."""
         for model in self.models.values():
-            if model.current.is_ready and model.current.load.options.get("warm"):
+            if model.current.is_ready and model.current.is_warm:
                 self.give(model.current, worker, eager=True)
 
     def forgot(self, worker: Worker, number: int) -> None:
         """A worker has unmapped a weight set."""
         worker.holds.discard(number)
+        worker.thawing.pop(number, None)
         self._dropped_by(worker.child, number)
 
-    def worker_died(self, worker: Worker) -> None:
+    def worker_died(self, worker: Worker, begun: int) -> None:
         """A worker is gone, and with it all that it had mapped."""
+        if worker.thawing and not begun:
+            self._died_thawing(self.sets[next(iter(worker.thawing))])
         for number in worker.holds:
             self._dropped_by(worker.child, number)
         worker.holds.clear()
 
-    def retire(self, version: WeightSet) -> None:
-        """Free a weight set as soon as nobody holds it."""
+    def _died_thawing(self, version: WeightSet) -> None:
+        """Do not let one warm model kill worker after worker, from which all models would suffer."""
+        version.thaw_deaths += 1
+        if version.thaw_deaths == MAX_THAW_DEATHS:
+            text = f"{version.thaw_deaths} workers died when they were to thaw it; it is thawed when it is run"
+            self._out.append(Report(f"{version.load.name} is not kept warm: {text}"))
+
+    def _retire(self, version: WeightSet, answer: Message) -> None:
+        """Free a weight set as soon as nobody holds it; ``answer`` is for who still waits for it."""
+        self._tell(version.waiting_for_load, answer)
         if version.life.state == "building":
             del self._loaders[version.loader]
-            self._out.append(SignalChild(version.loader, signal.SIGKILL))
+            self._fleet.give_up_loader(version.loader)
         if version.holders:
             version.life.become("draining")
-            for child in version.holders:
+            for child in sorted(version.holders):
                 self._out.append(ToChild(child, Forget(version.number), [], ()))
         else:
             self._freed(version)
@@ -234,12 +255,13 @@ class Library:
         del self.sets[version.number]
         self._free(version.regions)
         version.regions = ()
-        for caller in version.unloaders:
-            self._out.append(ToCaller(caller, Done("unloaded")))
+        self._tell(version.unloaders, Done("unloaded"))
 
     def _free(self, regions: tuple[Any, ...]) -> None:
         if regions:
             self._out.append(FreeRegions(regions))
 
-    def _refuse(self, caller: CallerKey, error: PoolError) -> None:
-        self._out.append(ToCaller(caller, Refused(error.to_record())))
+    def _tell(self, callers: list[CallerKey], answer: Message) -> None:
+        for caller in callers:
+            self._out.append(ToCaller(caller, answer))
+        callers.clear()

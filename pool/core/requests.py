@@ -14,6 +14,8 @@ from .events import ClientKey
 
 #: What one client may have waiting, arrays included, in bytes.
 MAX_QUEUED_BYTES = MAX_OUTBOX_BYTES
+#: Deadlines of answered requests that are kept at least, before they are cleared away.
+_KEPT_DEADLINES = 64
 
 
 class Request:
@@ -73,8 +75,9 @@ class Requests:
 
     def __init__(self) -> None:
         self._clients: dict[ClientKey, _Client] = {}
-        self._deadlines: list[tuple[float, int, Request]] = []
+        self._deadlines: list[tuple[float, int, Request]] = []  # a heap; some of them answered meanwhile
         self._serial = 0
+        self._timed = 0  # unanswered requests that have a deadline
         self.unanswered = 0
 
     def join(self, client: ClientKey) -> None:
@@ -88,8 +91,7 @@ class Requests:
             return []
         abandoned = list(book.requests.values())
         for request in abandoned:
-            request.life.become("answered")
-        self.unanswered -= len(abandoned)
+            self._ended(request)
         return abandoned
 
     def accept(self, client: ClientKey, submit: Submit, buffers: list[Any], now: float) -> Request | PoolError:
@@ -116,6 +118,7 @@ class Requests:
         self.unanswered += 1
         if request.deadline != float("inf"):
             self._serial += 1
+            self._timed += 1
             heapq.heappush(self._deadlines, (request.deadline, self._serial, request))
         return request
 
@@ -126,11 +129,10 @@ class Requests:
 
     def settle(self, request: Request) -> None:
         """Note that a request has its answer."""
-        request.life.become("answered")
-        self.unanswered -= 1
         book = self._clients[request.client]
         del book.requests[request.submit.request]
         book.queued_bytes -= request.size_bytes
+        self._ended(request)
 
     def everyone(self) -> Iterator[Request]:
         """Yield every unanswered request."""
@@ -154,3 +156,15 @@ class Requests:
         while self.next_deadline() <= now:
             late.append(heapq.heappop(self._deadlines)[2])
         return late
+
+    def _ended(self, request: Request) -> None:
+        request.life.become("answered")
+        self.unanswered -= 1
+        if request.deadline == float("inf"):
+            return
+        self._timed -= 1
+        if len(self._deadlines) > 2 * self._timed + _KEPT_DEADLINES:
+            # Answered ones leave the heap at the top only; below one that is far off they would pile up there,
+            # and all their arrays with them.
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].is_answered]
+            heapq.heapify(self._deadlines)

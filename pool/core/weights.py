@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from typing import Any
 
 from ...protocol.messages import LoadModel
@@ -12,6 +12,8 @@ from .requests import Request
 
 #: Weight of the newest measurement in a model's expected run time.
 _NEWEST = 0.2
+#: So many workers may die while they thaw a warm weight set; after that it is thawed when it is run.
+MAX_THAW_DEATHS = 2
 
 
 class WeightSet:
@@ -25,7 +27,9 @@ class WeightSet:
         loader: the child that builds it, or 0.
         holders: workers that were given it.
         running: attempts that run on it.
+        thaw_deaths: how many workers died when they were to thaw it at once.
         error: why the last attempt to build it failed.
+        waiting_for_load: who is told when it is ready or has failed.
         unloaders: who is told when its memory was freed.
     """
 
@@ -40,7 +44,9 @@ class WeightSet:
         self.loader = 0
         self.holders: set[int] = set()
         self.running = 0
+        self.thaw_deaths = 0
         self.error: dict[str, Any] | None = None
+        self.waiting_for_load: list[CallerKey] = []
         self.unloaders: list[CallerKey] = []
         self.life = Lifecycle("weight set", f"{number} of {load.name}", "declared")
 
@@ -53,6 +59,11 @@ class WeightSet:
         return self.life.state == "ready"
 
     @property
+    def is_warm(self) -> bool:
+        """Whether every worker shall thaw it at once."""
+        return bool(self.load.options.get("warm")) and self.thaw_deaths < MAX_THAW_DEATHS
+
+    @property
     def size_bytes(self) -> int:
         """Memory of its regions."""
         return sum(region.size_bytes for region in self.regions)
@@ -62,10 +73,11 @@ class Model:
     """What a name stands for: a queue, the weight set that answers, and the one that will replace it.
 
     Attributes:
+        queue: the requests that wait to be handed to a worker, oldest first; each is unanswered.
+        unanswered: how many requests wait or run.
         current: the version that runs.
         successor: a newer version that is being loaded; it takes over between two requests.
         expected_s: what a run takes, a moving average of the workers' measurements; None before the first.
-        waiting_for_load: who is told when the version now loading is ready or has failed.
         waiting_for_unload: who is told when the model is gone.
     """
 
@@ -73,11 +85,12 @@ class Model:
         self.name = name
         self.current = current
         self.successor: WeightSet | None = None
-        self.queue: deque[Request] = deque()
+        # Ordered, and one that is answered while it waits can be taken out at once.
+        self.queue: OrderedDict[Request, None] = OrderedDict()
+        self.unanswered = 0
         self.expected_s: float | None = None
         self.answered = 0
         self.failed = 0
-        self.waiting_for_load: list[CallerKey] = []
         self.waiting_for_unload: list[CallerKey] = []
         self.is_leaving = False
 
@@ -101,10 +114,11 @@ class Model:
         else:
             self.expected_s += _NEWEST * (seconds - self.expected_s)
 
-    def next_request(self) -> Request | None:
-        """Take the oldest request that still waits; skips those that were answered in the queue."""
-        while self.queue:
-            request = self.queue.popleft()
-            if request.is_queued:
-                return request
-        return None
+    def next_request(self) -> Request:
+        """Take the oldest request out of the queue."""
+        return self.queue.popitem(last=False)[0]
+
+    def put_back(self, request: Request) -> None:
+        """Put a request that was handed out before all others in the front of the queue."""
+        self.queue[request] = None
+        self.queue.move_to_end(request, last=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from ...protocol.states import Lifecycle
@@ -19,25 +19,28 @@ class Worker:
 
     Attributes:
         child: its number, never used twice.
-        generation: which imports its zygote had when it was forked.
+        is_outdated: whether it is to be replaced as soon as it is idle.
         outstanding: attempts that it holds, in the order handed over, with their expected seconds.
         backlog_s: their sum.
         holds: weight sets that it was given.
+        thawing: those of them that it was told to thaw at once and has not, in that order.
     """
 
     __slots__ = (
-        "backlog_s", "born_at", "child", "generation", "holds", "is_listed", "life", "outstanding", "pid", "runs",
+        "backlog_s", "born_at", "child", "holds", "is_listed", "is_outdated", "life", "outstanding", "pid",
+        "runs", "thawing",
     )  # fmt: skip
 
-    def __init__(self, child: int, generation: int, now: float) -> None:
+    def __init__(self, child: int, now: float) -> None:
         self.child = child
-        self.generation = generation
         self.born_at = now
         self.pid = 0
         self.runs = 0
         self.outstanding: dict[int, float] = {}
         self.backlog_s = 0.0
         self.holds: set[int] = set()
+        self.thawing: dict[int, None] = {}
+        self.is_outdated = False
         self.is_listed = False  # whether `Workers` has it among those that may have room
         self.life = Lifecycle("worker", str(child), "starting")
 
@@ -46,8 +49,8 @@ class Worker:
 
     @property
     def has_room(self) -> bool:
-        """Whether it is busy, but may be handed more."""
-        return 0 < len(self.outstanding) < MAX_AHEAD and self.backlog_s <= AHEAD_S
+        """Whether it is busy, but may be handed more. One that is outdated must become idle some time."""
+        return 0 < len(self.outstanding) < MAX_AHEAD and self.backlog_s <= AHEAD_S and not self.is_outdated
 
 
 class Workers:
@@ -65,8 +68,10 @@ class Workers:
         self.wanted = wanted
         self.slots = slots
         self._by_child: dict[int, Worker] = {}
-        self._idle: dict[int, Worker] = {}  # insertion order; the last is the most recent
+        self._idle: OrderedDict[int, Worker] = OrderedDict()  # the last is the most recent
+        self._replaceable: dict[int, Worker] = {}  # idle and outdated
         self._roomy: deque[Worker] = deque()
+        self._leaving = 0
         self.busy = 0
 
     def __len__(self) -> int:
@@ -81,9 +86,9 @@ class Workers:
 
     @property
     def missing(self) -> int:
-        """How many processes are to be forked; those that are leaving do not count."""
-        leaving = sum(worker.life.state == "leaving" for worker in self._by_child.values())
-        return self.wanted - (len(self._by_child) - leaving)
+        """How many processes are to be forked; never more than twice as many as are wanted exist at once."""
+        staying = len(self._by_child) - self._leaving
+        return min(self.wanted - staying, 2 * self.wanted - len(self._by_child))
 
     def add(self, worker: Worker) -> None:
         """Take in a worker that is being forked."""
@@ -92,8 +97,7 @@ class Workers:
     def started(self, worker: Worker, pid: int) -> None:
         """Note that a worker exists now."""
         worker.pid = pid
-        worker.life.become("idle")
-        self._idle[worker.child] = worker
+        self._rest(worker)
 
     def pick(self) -> Worker | None:
         """Return the worker that should get the next request, or None if all have enough."""
@@ -110,6 +114,7 @@ class Workers:
         """Note that a worker was handed an attempt."""
         if worker.life.state == "idle":
             del self._idle[worker.child]
+            self._replaceable.pop(worker.child, None)
             worker.life.become("busy")
             self.busy += 1
         worker.outstanding[attempt] = expected_s
@@ -128,29 +133,45 @@ class Workers:
         else:
             worker.backlog_s = 0.0
             self.busy -= 1
-            worker.life.become("idle")
-            self._idle[worker.child] = worker
+            self._rest(worker)
         return True
+
+    def outdate(self, worker: Worker) -> None:
+        """Note that a worker is to be replaced as soon as it is idle."""
+        worker.is_outdated = True
+        if worker.life.state == "idle":
+            self._replaceable[worker.child] = worker
+
+    def replaceable(self) -> list[Worker]:
+        """Return the idle workers that are outdated."""
+        return list(self._replaceable.values())
 
     def leave(self, worker: Worker) -> None:
         """Note that an idle worker was told to go."""
         del self._idle[worker.child]
+        self._replaceable.pop(worker.child, None)
         worker.life.become("leaving")
+        self._leaving += 1
 
     def died(self, worker: Worker) -> list[int]:
         """Forget a worker; return the attempts that it held, oldest first."""
         held = list(worker.outstanding)
         if worker.life.state == "busy":
             self.busy -= 1
+        elif worker.life.state == "leaving":
+            self._leaving -= 1
         self._idle.pop(worker.child, None)
+        self._replaceable.pop(worker.child, None)
         worker.outstanding.clear()
         worker.life.become("dead")
         del self._by_child[worker.child]
         return held
 
-    def idle(self) -> list[Worker]:
-        """Return the idle workers."""
-        return list(self._idle.values())
+    def _rest(self, worker: Worker) -> None:
+        worker.life.become("idle")
+        self._idle[worker.child] = worker
+        if worker.is_outdated:
+            self._replaceable[worker.child] = worker
 
     def _list_if_roomy(self, worker: Worker) -> None:
         if worker.has_room and not worker.is_listed:

@@ -16,11 +16,12 @@ def main() -> int:
     which.add_argument("--owner-fd", type=int, help="socket of the app that starts this process")
     which.add_argument("--config", help="path of a pool.toml")
     parser.add_argument("--listen", action="append", default=[], help="tcp endpoint on loopback")
+    parser.add_argument("--name", help="what the pool is called, instead of what the file says")
     parser.add_argument("--directory", help="folder for the sockets")
     options = parser.parse_args()
     if options.owner_fd is not None:
         return serve_owner(options.owner_fd)
-    return serve_standalone(options.config, options.listen, options.directory)
+    return serve_standalone(options.config, options.listen, options.directory, options.name)
 
 
 if __name__ == "__main__":

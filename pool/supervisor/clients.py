@@ -33,6 +33,10 @@ TOKEN_S: Final = 30.0
 #: Buffers from here on are handed to ZeroMQ without a copy.
 _NO_COPY_BYTES: Final = 64 * 1024
 _HEARTBEAT_MS: Final = 2000
+#: Plain integers: arithmetic with pyzmq's enumerations takes microseconds.
+_POLLIN: Final = int(zmq.POLLIN)
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_MORE: Final = int(zmq.SNDMORE) | _NOBLOCK
 
 
 class Peer(NamedTuple):
@@ -116,7 +120,7 @@ class ClientSockets:
         """Read what has arrived, up to a bound; return whether there may be more."""
         has_more = False
         for transport, router in self._sockets.items():
-            if cast("int", router.get(zmq.EVENTS)) & zmq.POLLIN:
+            if cast("int", router.get(zmq.EVENTS)) & _POLLIN:
                 has_more = self._read(transport, router) or has_more
         return has_more
 
@@ -158,7 +162,7 @@ class ClientSockets:
     def _read(self, transport: str, router: zmq.Socket[bytes]) -> bool:
         for _ in range(_READ_AT_ONCE):
             try:
-                identity, *frames = router.recv_multipart(zmq.NOBLOCK)
+                identity, *frames = router.recv_multipart(_NOBLOCK)
             except zmq.Again:
                 return False
             self._take(Peer(transport, identity), frames)
@@ -200,7 +204,7 @@ class ClientSockets:
         """Tell a peer what was wrong and have nothing more to do with it."""
         frames = [pack_header(Rejected(error.to_record()))]
         with contextlib.suppress(zmq.ZMQError):
-            self._sockets[peer.transport].send_multipart([peer.identity, *frames], zmq.NOBLOCK)
+            self._sockets[peer.transport].send_multipart([peer.identity, *frames], _NOBLOCK)
         self.drop(peer)
 
     # --- sending --------------------------------------------------------------------------------------------
@@ -209,11 +213,11 @@ class ClientSockets:
         """Send now; false if the peer has no room. A peer that is gone is dropped."""
         router = self._sockets[peer.transport]
         try:
-            router.send(peer.identity, zmq.SNDMORE | zmq.NOBLOCK)
+            router.send(peer.identity, _MORE)
             for frame in frames[:-1]:
-                router.send(frame, zmq.SNDMORE | zmq.NOBLOCK, copy=len(frame) < _NO_COPY_BYTES)
+                router.send(frame, _MORE, copy=len(frame) < _NO_COPY_BYTES)
             last = frames[-1]
-            router.send(last, zmq.NOBLOCK, copy=len(last) < _NO_COPY_BYTES)
+            router.send(last, _NOBLOCK, copy=len(last) < _NO_COPY_BYTES)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:

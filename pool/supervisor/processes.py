@@ -19,7 +19,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ...protocol.channel import Channel, Delivery
-from ...protocol.messages import ForkChild
+from ...protocol.errors import InvalidRequest
+from ...protocol.messages import ForkChild, Leave
 from ..config import Settings, zygote_environment
 from .reactor import Reactor
 
@@ -209,6 +210,9 @@ class Processes:
             child.channel.send(message, buffers, fds)
         except OSError:
             return
+        except InvalidRequest:  # beyond a limit, which only what a loader reported can have caused
+            self.signal(number, signal.SIGKILL)
+            return
         if child.channel.has_unsent:
             self._reactor.wants_to_write(child.channel)
 
@@ -284,7 +288,8 @@ class Processes:
         if self._zygote is not None:
             assert self._zygote_channel is not None
             self._reactor.forget(self._zygote_channel.fileno())
-            self._zygote_channel.close()  # the zygote leaves when it finds that closed
+            self.tell_zygote(Leave())  # or it would take this for a death, and wait for the lock
+            self._zygote_channel.close()
             try:
                 self._zygote.wait(_ZYGOTE_EXIT_S)
             except subprocess.TimeoutExpired:

@@ -14,11 +14,11 @@ from ..sources import load_by_name
 from .supervisor import Supervisor
 
 
-def serve_standalone(config: str, listen: list[str], directory: str | None) -> int:
+def serve_standalone(config: str, listen: list[str], directory: str | None, name: str | None = None) -> int:
     """Serve until told to stop; return the exit code: 0 stopped, 1 failed, 2 a wrong configuration."""
     try:
         settings, models = read_toml(config)
-        settings = dataclasses.replace(settings, listen=(*settings.listen, *listen))
+        settings = dataclasses.replace(settings, listen=(*settings.listen, *listen), name=name or settings.name)
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -102,9 +102,9 @@ class Supervisor:
             PoolError: an endpoint cannot be bound.
         """
         try:
+            self._reactor.on_signals((signal.SIGTERM, signal.SIGINT), self._signalled)
             self._listen()
             self._processes.start_zygote()
-            self._reactor.on_signals((signal.SIGTERM, signal.SIGINT), self._signalled)
             self._reactor.poll_first(self._clients.poll)
             if owner is not None:
                 self._control.send(owner, messages.Serving(self._directory.path, os.getpid()))
@@ -191,6 +191,8 @@ class Supervisor:
 
     def _from_caller(self, caller: Connection, delivery: Delivery) -> None:
         message = delivery.message
+        if not isinstance(message, messages.LoadModel):
+            delivery.close_fds()
         if isinstance(message, messages.Admit):
             token = self._clients.make_token()
             self._tokens[token] = caller
@@ -198,6 +200,7 @@ class Supervisor:
             self._control.send(caller, messages.Admitted(token, endpoint, self.settings.name))
         elif isinstance(message, messages.LoadModel):
             self._declare(caller, message, delivery.fds)
+            delivery.close_fds()
         elif isinstance(message, messages.UnloadModel):
             self.feed(events.ModelRemoved(caller, message.name))
         elif isinstance(message, messages.StopPool):
@@ -228,8 +231,6 @@ class Supervisor:
                 raise InvalidRequest(f"source {load.source!r}; known are frozen, factory and import")
         except PoolError as error:
             self._close_regions(tuple(regions))
-            for fd in fds[len(regions) :]:
-                os.close(fd)
             self._control.send(caller, messages.Refused(error.to_record()))
             return
         self.feed(events.ModelDeclared(caller, load, tuple(regions)))
@@ -240,8 +241,9 @@ class Supervisor:
             sizes = Manifest.from_wire(load.manifest).region_sizes_bytes
             if len(sizes) != len(fds):
                 raise InvalidRequest(f"the manifest names {len(sizes)} regions, {len(fds)} came along")
-            for fd, size_bytes in zip(fds, sizes, strict=True):
-                regions.append(self._store.adopt(fd, size_bytes, load.name))
+            for size_bytes in sizes:
+                regions.append(self._store.adopt(fds[0], size_bytes, load.name))
+                fds.pop(0)  # it belongs to the region now
         except (ValueError, OSError, RegionBusy) as error:
             raise LoadFailed(f"{load.name}: {error}") from error
 
@@ -265,7 +267,7 @@ class Supervisor:
     def _from_zygote(self, delivery: Delivery) -> None:
         message = delivery.message
         if isinstance(message, messages.Forked):
-            if self._processes.forked(message.child, message.pid, delivery.fds[0]):
+            if self._processes.forked(message.child, message.pid, delivery.fds.pop()):
                 self.feed(events.ChildForked(message.child, message.pid))
         elif isinstance(message, messages.Exited):
             self._processes.exited(message.child, message.status)
@@ -276,6 +278,7 @@ class Supervisor:
 
     def _from_child(self, child: Child, delivery: Delivery) -> None:
         message, number = delivery.message, child.number
+        delivery.close_fds()  # no message of a child has any
         if isinstance(message, messages.Ran):
             ended = events.AttemptEnded(
                 number, message.attempt, message.seconds, message.body, delivery.buffers, None

@@ -20,12 +20,9 @@ from onecopy.pool import ConfigError, Model, ModelNotFound, Pool, RequestCancell
 @pytest.fixture(scope="module")
 def module_pool(tmp_path_factory):
     """One pool for the tests that change nothing in it."""
-    os.environ["XDG_RUNTIME_DIR"], before = str(tmp_path_factory.mktemp("shared")), os.environ.get("XDG_RUNTIME_DIR")
-    os.chmod(os.environ["XDG_RUNTIME_DIR"], 0o700)
-    pool = Pool({"scale": pool_models.Scale(3.0), "trouble": pool_models.Trouble()}, workers=3, slots=3)
-    os.environ.pop("XDG_RUNTIME_DIR")
-    if before:
-        os.environ["XDG_RUNTIME_DIR"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("shared")))
+        pool = Pool({"scale": pool_models.Scale(3.0), "trouble": pool_models.Trouble()}, workers=3, slots=3)
     pool.run("scale", torch.ones(1))
     yield pool
     pool.shutdown()
@@ -118,7 +115,7 @@ def test_statistics_are_frozen_readable_and_plain(module_pool):
 def test_random_numbers_differ_between_workers():
     class Dice(torch.nn.Module):
         def forward(self, _):
-            return os.getpid(), float(torch.rand(1)), float(np.random.random())  # noqa: NPY002
+            return os.getpid(), float(torch.rand(1)), float(np.random.random())
 
     with Pool(Dice(), workers=2, slots=2, threads=1) as pool:
         drawn = [future.result() for future in [pool.submit("model", np.zeros(1)) for _ in range(50)]]

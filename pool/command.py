@@ -1,0 +1,147 @@
+"""What the commands of `cli` have in common: options, errors as exit codes, endpoints, JSON given as options."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import socket
+import struct
+import sys
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from .client import Pool
+    from .control import ControlSocket
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="ipc://FOLDER, tcp://127.0.0.1:PORT, or the name of a pool of yours; "
+        "default: $ONECOPY_ENDPOINT, or the pool named 'default'."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Method = Annotated[str, typer.Option(help="Method to call; default: the one the model was declared with.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds after which a request fails.")]
+Retries = Annotated[int, typer.Option(help="How many deaths of a worker a request survives.")]
+ArgJson = Annotated[list[str] | None, typer.Option("--arg", metavar="JSON", help="A positional argument.")]
+KwargJson = Annotated[list[str] | None, typer.Option("--kwarg", metavar="KEY=JSON", help="A keyword argument.")]
+
+
+def reports_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Turn the errors of a command into a line on standard error and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        from ..protocol.errors import PoolError
+        from .config import ConfigError
+
+        try:
+            result = command(*args, **kwargs)
+            sys.stdout.flush()
+            return result
+        except (PoolError, OSError) as error:
+            if isinstance(error, BrokenPipeError):  # whoever read our output has gone: say nothing
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                raise typer.Exit(1) from None
+            print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+        except KeyboardInterrupt:
+            print("onecopy: interrupted", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def full_endpoint(given: str | None) -> str:
+    """Return the endpoint that an option stands for: a name of a pool, an endpoint, or nothing."""
+    from .config import check_name, default_directory, default_endpoint
+
+    if not given:
+        return default_endpoint()
+    return given if "://" in given else f"ipc://{default_directory(check_name('pool', given))}"
+
+
+def connect(endpoint: str | None) -> Pool:
+    """Return a connection for requests and queries; the caller closes it."""
+    from .client import Pool
+
+    return Pool.connect(full_endpoint(endpoint))
+
+
+def connect_control(endpoint: str | None) -> ControlSocket:
+    """Return a connection to the supervisor's unix socket; the caller closes it.
+
+    Raises:
+        InvalidRequest: the endpoint is tcp, over which neither code nor control may travel.
+    """
+    from ..protocol.errors import InvalidRequest
+    from .control import ControlSocket
+
+    address = full_endpoint(endpoint)
+    if not address.startswith("ipc://"):
+        raise InvalidRequest(
+            f"{address}: code and control never travel over tcp; ask on the supervisor's machine, as its user, "
+            "over ipc://"
+        )
+    return ControlSocket(address.removeprefix("ipc://"))
+
+
+@contextlib.contextmanager
+def process_at(control: ControlSocket) -> Generator[select.poll]:
+    """Yield a poll that returns when the process that listens at the other end has ended."""
+    credentials = control._channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pidfd = os.pidfd_open(struct.unpack("3i", credentials)[0])
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        yield poll
+    finally:
+        os.close(pidfd)
+
+
+def print_line(text: str) -> None:
+    """Print a line as UTF-8, whatever the locale is."""
+    from .lines import to_bytes
+
+    sys.stdout.buffer.write(to_bytes(text))
+
+
+def json_option(option: str, text: str) -> Any:
+    """Return the value of an option that is JSON; wrong usage if it is not."""
+    from ..protocol.errors import InvalidRequest
+    from .lines import read_json
+
+    try:
+        return read_json(text)
+    except InvalidRequest as error:
+        raise typer.BadParameter(f"{option} {text}: {error}; a text is written '\"in quotes\"'") from None
+
+
+def json_arguments(arg: list[str] | None, kwarg: list[str] | None) -> dict[str, Any]:
+    """Return the ``args`` and ``kwargs`` that these options give."""
+    kwargs: dict[str, Any] = {}
+    for pair in kwarg or ():
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"--kwarg {pair}: it must be KEY=JSON")
+        kwargs[key] = json_option("--kwarg", text)
+    return {"args": [json_option("--arg", text) for text in arg or ()], "kwargs": kwargs}
+
+
+def json_input(given: str) -> tuple[str, Any]:
+    """Return the folder where relative paths begin, and the document that ``--input`` stands for."""
+    if given == "-":
+        return os.getcwd(), json_option("--input", sys.stdin.read())
+    if os.path.isfile(given):
+        with open(given, encoding="utf-8-sig") as file:
+            return os.path.dirname(os.path.abspath(given)), json_option("--input", file.read())
+    return os.getcwd(), json_option("--input", given)

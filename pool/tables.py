@@ -1,0 +1,87 @@
+"""What a pool tells of itself as tables on a terminal. Needs rich, so only the command line imports this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .views import Memory, ModelInfo, Status, size
+
+#: Width where there is no terminal to fit: nothing is to be folded in a file or pipe.
+_WIDE: Final = 400
+
+
+def show_status(status: Status) -> None:
+    """Print the pool as a whole."""
+    state = "stopping" if status.is_stopping else "serving"
+    _say(
+        f"pool {status.name}, pid {status.pid}: {state} for {status.uptime_s:.0f} s; "
+        f"{status.unanswered} unanswered, {status.retried} retried, {status.clients} clients, "
+        f"{status.slots} slots of {status.threads} threads"
+    )
+    workers = [
+        (str(one.pid), one.state, f"{one.runs:,}", str(one.outstanding), ", ".join(one.models))
+        for one in status.workers
+    ]
+    _table(["worker", "state", "runs>", "holds>", "models"], workers)
+    show_models(status.models)
+    for text in status.fallbacks:
+        _say(f"fallback: {text}")
+    for text in status.notes[-5:]:
+        _say(f"note: {text}")
+
+
+def show_models(models: Sequence[ModelInfo]) -> None:
+    """Print the models, and under them why one could not be loaded."""
+    rows = [
+        (
+            one.name, one.state, one.method, size(one.weights_bytes), str(one.workers), f"{one.queued:,}",
+            str(one.running), f"{one.answered:,}", f"{one.failed:,}", _milliseconds(one.expected_s),
+        )
+        for one in models
+    ]  # fmt: skip
+    columns = ["model", "state", "method", "weights>", "workers>", "queued>", "running>", "answered>", "failed>"]
+    _table([*columns, "a run>"], rows)
+    for one in models:
+        if one.error:
+            _say(f"{one.name}: {one.error.get('message', '')}")
+
+
+def show_memory(memory: Memory) -> None:
+    """Print what the pool takes."""
+    _say(
+        f"{size(memory.total_bytes)} in all; weights {size(memory.weights_bytes)}, "
+        f"without sharing they would take {size(memory.weights_bytes_unshared)}"
+    )
+    rows = [
+        (one.role, str(one.pid), size(one.pss_bytes), size(one.private_bytes), one.device)
+        for one in memory.processes
+    ]
+    _table(["process", "pid>", "its share>", "private>", "device"], rows)
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
+def _table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows; a column whose title ends with ``>`` is aligned to the right."""
+    table = Table(box=None, pad_edge=False)
+    for title in columns:
+        table.add_column(title.rstrip(">"), justify="right" if title.endswith(">") else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text: what a user named is no markup
+    _console().print(table)
+
+
+def _say(text: str) -> None:
+    _console().print(Text(text), soft_wrap=True)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDE)

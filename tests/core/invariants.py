@@ -1,0 +1,291 @@
+"""A core that is checked after every event: against its own state, and against books kept on what it says.
+
+The books know nothing of how the core works. They follow what it was told and what it answered: which requests
+are open, in which order each model's should run, what each worker was handed. What a pool must never do shows
+as a contradiction between the two, and fails with the story of the last events.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from onecopy.pool.core import events, instructions
+from onecopy.pool.core.core import Core
+from onecopy.pool.core.fleet import MAX_LOADERS
+from onecopy.pool.core.workers import AHEAD_S, MAX_AHEAD
+from onecopy.protocol import messages
+
+_STORY_LENGTH = 80
+_INFINITY = float("inf")
+
+Key = tuple[object, int]
+
+
+def body_of(client: object, number: int) -> bytes:
+    """The body of a request, by which the books recognise it wherever it turns up."""
+    return f"{client}/{number}".encode()
+
+
+def answer_to(body: bytes) -> bytes:
+    """The body of the result of a run."""
+    return b"answer to " + body
+
+
+@dataclass
+class Asked:
+    """An accepted request that is not answered."""
+
+    model: str
+    retries: int
+    body: bytes
+    deaths: int = 0
+    attempt: int = 0
+
+
+@dataclass
+class Given:
+    """An attempt that a worker holds."""
+
+    key: Key
+    weight_set: int
+
+
+@dataclass
+class Books:
+    """What must be true of the core's answers."""
+
+    core: Core
+    asked: dict[Key, Asked] = field(default_factory=dict)
+    queues: dict[str, deque[Key]] = field(default_factory=dict)
+    held: dict[int, dict[int, Given]] = field(default_factory=dict)
+    thawed: dict[int, set[int]] = field(default_factory=dict)
+    callers: dict[object, str] = field(default_factory=dict)
+    refused: int = 0
+    finished: int = 0
+
+    def take(self, event: events.Event, out: list[instructions.Instruction]) -> None:
+        """Follow an event and what the core made of it."""
+        new: Key | None = None
+        expected: set[Key] = set()
+        if isinstance(event, events.Submitted):
+            new = self._submitted(event, out)
+        elif isinstance(event, events.ClientLeft):
+            for key in [key for key in self.asked if key[0] == event.client]:
+                self._close(key)
+        elif isinstance(event, events.AttemptEnded):
+            expected = self._ended(event)
+        elif isinstance(event, events.ChildExited):
+            expected = self._exited(event)
+        elif isinstance(event, events.SetForgotten) and event.unmapped:
+            self.thawed.get(event.child, set()).discard(event.weight_set)
+        elif isinstance(event, events.ModelDeclared | events.ModelRemoved):
+            assert event.caller not in self.callers, "tests must not use a caller twice"
+            self.callers[event.caller] = ""
+        for one in out:
+            assert not self.finished, f"{one} after Finish"
+            if isinstance(one, instructions.ToClient):
+                self._answered(event, one, new)
+            elif isinstance(one, instructions.ToChild):
+                self._sent(one)
+            elif isinstance(one, instructions.ToCaller):
+                assert self.callers[one.caller] == "", f"{one.caller} is answered twice"
+                self.callers[one.caller] = type(one.message).__name__
+            elif isinstance(one, instructions.Finish):
+                self.finished += 1
+                assert not self.asked, f"finished with requests unanswered: {list(self.asked)}"
+        assert not expected & self.asked.keys(), f"not answered at once: {expected & self.asked.keys()}"
+
+    # --- what happened --------------------------------------------------------------------------------------
+
+    def _submitted(self, event: events.Submitted, out: list[instructions.Instruction]) -> Key | None:
+        """Note an accepted request; return the key of one that was refused."""
+        key = (event.client, event.submit.request)
+        for one in out:
+            if isinstance(one, instructions.ToClient) and (one.client, one.message.request) == key:
+                return key
+        submit = event.submit
+        self.asked[key] = Asked(submit.model, submit.retries, submit.body)
+        self.queues.setdefault(submit.model, deque()).append(key)
+        return None
+
+    def _ended(self, event: events.AttemptEnded) -> set[Key]:
+        given = self.held.get(event.child, {}).pop(event.attempt, None)
+        if given is None or given.key not in self.asked or self.asked[given.key].attempt != event.attempt:
+            return set()
+        return {given.key}
+
+    def _exited(self, event: events.ChildExited) -> set[Key]:
+        """Put back what the worker held, in order; return what has died too often."""
+        self.thawed.pop(event.child, None)
+        held = self.held.pop(event.child, {})
+        failing: set[Key] = set()
+        for attempt, given in reversed(held.items()):
+            asked = self.asked.get(given.key)
+            if asked is None or asked.attempt != attempt:
+                continue
+            asked.deaths += attempt == event.begun
+            if asked.deaths > asked.retries:
+                failing.add(given.key)
+            else:
+                asked.attempt = 0
+                self.queues[asked.model].appendleft(given.key)
+        return failing
+
+    # --- what the core said ---------------------------------------------------------------------------------
+
+    def _answered(self, event: events.Event, one: instructions.ToClient, refused: Key | None) -> None:
+        key = (one.client, one.message.request)
+        if key == refused:
+            assert isinstance(one.message, messages.Failed)
+            self.refused += 1
+            return
+        assert key in self.asked, f"{key} is answered, but nobody waits for that: {one.message}"
+        asked = self.asked[key]
+        if isinstance(one.message, messages.Reply):
+            assert isinstance(event, events.AttemptEnded), f"{key} has a result out of nowhere"
+            assert event.attempt == asked.attempt, f"{key} is answered by a stale attempt"
+            assert one.message.body == answer_to(asked.body), f"{key} got what belongs to another"
+        elif one.message.error["code"] == "worker_died":
+            assert asked.deaths == asked.retries + 1, f"{key} gave up after {asked.deaths} deaths: {asked}"
+        self._close(key)
+
+    def _close(self, key: Key) -> None:
+        asked = self.asked.pop(key)
+        if key in self.queues[asked.model]:
+            self.queues[asked.model].remove(key)
+
+    def _sent(self, one: instructions.ToChild) -> None:
+        if isinstance(one.message, messages.Thaw):
+            given = self.thawed.setdefault(one.child, set())
+            assert one.message.weight_set not in given, "a weight set is handed over twice"
+            given.add(one.message.weight_set)
+        elif isinstance(one.message, messages.Run):
+            self._handed(one.child, one.message)
+
+    def _handed(self, child: int, run: messages.Run) -> None:
+        assert run.weight_set in self.thawed.get(child, set()), f"worker {child} does not have {run.weight_set}"
+        model = self.core.library.sets[run.weight_set].load.name
+        key = self.queues[model].popleft()
+        asked = self.asked[key]
+        assert run.body == asked.body, f"{key} is the oldest of {model}, but {run.body!r} was handed out"
+        assert asked.attempt == 0, f"{key} is handed out twice"
+        asked.attempt = run.attempt
+        self.held.setdefault(child, {})[run.attempt] = Given(key, run.weight_set)
+
+
+class CheckedCore:
+    """A core, its clock, and the checks."""
+
+    def __init__(self, workers: int = 1, slots: int = 0) -> None:
+        self.core = Core(workers, slots or workers)
+        self.books = Books(self.core)
+        self.now = 1000.0
+        self.story: deque[str] = deque(maxlen=_STORY_LENGTH)
+
+    def feed(self, event: events.Event) -> list[instructions.Instruction]:
+        """Let the core handle an event; return what it wants, checked."""
+        self.story.append(f"{self.now:.4f} {event}")
+        try:
+            out = self.core.handle(event, self.now)
+            self.story.extend(f"    -> {one}" for one in out)
+            self.books.take(event, out)
+            check_requests(self.core, self.books)
+            check_workers(self.core, self.books)
+            check_assignment(self.core)
+            check_models(self.core)
+        except Exception as error:
+            error.add_note("the story so far:\n" + "\n".join(self.story))
+            raise
+        return out
+
+    def check_wake(self) -> float:
+        """Return when the core wants to be woken; never for a time that has passed, right after that time."""
+        wake_at = self.core.wake_at(self.now)
+        assert wake_at > self.now, f"it wants to be woken at {wake_at}, again and again:\n" + "\n".join(self.story)
+        return wake_at
+
+
+def check_requests(core: Core, books: Books) -> None:
+    """Counters and queues agree with the books."""
+    assert core.requests.unanswered == len(books.asked)
+    open_by_model: dict[str, int] = {}
+    for asked in books.asked.values():
+        open_by_model[asked.model] = open_by_model.get(asked.model, 0) + 1
+    assert open_by_model.keys() <= core.library.models.keys(), "a model was forgotten before its requests"
+    for name, model in core.library.models.items():
+        assert model.unanswered == open_by_model.get(name, 0)
+        queue = [(request.client, request.submit.request) for request in model.queue]
+        assert queue == list(books.queues.get(name, ())), f"the queue of {name} is {queue}"
+        assert all(request.is_queued for request in model.queue)
+    for client, book in core.requests._clients.items():
+        assert book.queued_bytes == sum(request.size_bytes for request in book.requests.values())
+        assert {(client, number) for number in book.requests} <= books.asked.keys()
+    timed = sum(request.deadline != _INFINITY for request in core.requests.everyone())
+    assert core.requests._timed == timed
+    assert timed <= len(core.requests._deadlines) <= 2 * timed + 65
+
+
+def check_workers(core: Core, books: Books) -> None:
+    """Who holds what agrees with the books, and is not more than anyone may hold."""
+    workers, sets = core.fleet.workers, core.library.sets
+    held = {worker.child: list(worker.outstanding) for worker in workers if worker.outstanding}
+    assert held == {child: list(given) for child, given in books.held.items() if given}
+    assert workers.busy == len(held) <= workers.slots
+    assert len(workers) <= 2 * workers.wanted
+    assert sorted(core._running) == sorted(attempt for given in books.held.values() for attempt in given)
+    running = [one.weight_set for given in books.held.values() for one in given.values()]
+    for version in sets.values():
+        assert version.running == running.count(version.number)
+        holders = {worker.child for worker in workers if version.number in worker.holds}
+        assert version.holders == holders, f"{version} has holders {holders}"
+        assert not holders or version.life.state in ("ready", "draining")
+    for worker in workers:
+        assert (worker.life.state == "busy") == bool(worker.outstanding)
+        assert len(worker.outstanding) <= MAX_AHEAD
+        expected = list(worker.outstanding.values())
+        assert sum(expected[:-1]) <= AHEAD_S + 1e-9 or len(expected) == 1
+        assert worker.holds <= sets.keys(), f"{worker} holds what was freed"
+        assert worker.thawing.keys() <= worker.holds
+    waiting_to_be_replaced = {one.child for one in workers if one.is_outdated and one.life.state == "idle"}
+    assert {one.child for one in workers.replaceable()} == waiting_to_be_replaced
+
+
+def check_assignment(core: Core) -> None:
+    """Nothing waits that could run."""
+    workers = core.fleet.workers
+    is_free = workers.busy < workers.slots and any(one.life.state == "idle" for one in workers)
+    has_room = [worker for worker in workers if worker.has_room]
+    for model in core.library.models.values():
+        if model.is_runnable:
+            assert not is_free, f"{model} waits although a worker is idle"
+            assert not has_room, f"{model} waits although {has_room} may be handed more"
+            assert model in core._runnable, f"{model} has work, but gets no turn"
+
+
+def check_models(core: Core) -> None:
+    """Everything that somebody waits for is on its way, or the reason why it is not passes by itself."""
+    fleet, library = core.fleet, core.library
+    for model in library.models.values():
+        assert model.current.number in library.sets
+        on_the_way = [one for one in (model.current, model.successor) if one is not None and _is_coming(core, one)]
+        assert not model.queue or model.current.is_ready or on_the_way, f"nothing will answer {model}"
+        assert not (model.is_leaving and not model.unanswered), f"{model} should be gone"
+    for version in library.sets.values():
+        assert version.life.state != "draining" or version.holders, f"{version} should be freed"
+        for caller in version.waiting_for_load:
+            assert _is_coming(core, version), f"{caller} waits for {version} in vain"
+    can_fork = fleet._zygote_is_ready and not fleet._in_flight and not fleet.is_dismissing
+    if can_fork:
+        assert not fleet._waiting_loaders or len(fleet._loaders) == MAX_LOADERS, "a loader is not forked"
+    if can_fork and fleet._resume_at == _INFINITY:
+        assert fleet.workers.missing <= 0, "workers are missing, and nobody forks them"
+        assert not fleet.workers.replaceable()
+
+
+def _is_coming(core: Core, version: object) -> bool:
+    fleet = core.fleet
+    if version.life.state == "building":
+        return version.loader in fleet._loaders or version.loader in fleet._waiting_loaders
+    is_importing = bool(fleet._in_flight) or not fleet._zygote_is_ready
+    return version.life.state == "adopting" and version.generation > fleet.generation and is_importing

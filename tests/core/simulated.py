@@ -1,0 +1,268 @@
+"""Processes of a simulated pool: a zygote, loaders and workers that do what the real ones do, in no time.
+
+Each takes the messages that it was sent one after another. What it says is handled before its death is told,
+as the supervisor sees to it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from core.invariants import answer_to
+from onecopy.pool.core import events
+from onecopy.protocol import messages
+
+if TYPE_CHECKING:
+    from core.world import World
+
+FORK_S = 0.008
+START_S = 0.5
+EXIT_S = 0.002
+
+
+@dataclass
+class RunPlan:
+    """How the runs of one request go: each takes ``seconds``; the first ``kills`` end the worker midway."""
+
+    seconds: float = 0.01
+    kills: int = 0
+    raises: bool = False
+
+
+@dataclass
+class LoadPlan:
+    """How a load goes: ``built``, ``fails``, ``dies`` (after having asked for memory) or ``refused`` memory."""
+
+    outcome: str = "built"
+    seconds: float = 0.05
+    modules: tuple[str, ...] = ()
+    sizes_bytes: tuple[int, ...] = (4096, 100)
+
+
+@dataclass
+class Habits:
+    """What user code does to processes, by the names of modules and models."""
+
+    modules: dict[str, str] = field(default_factory=dict)  # to "thread", "dies" or "raises"; others are harmless
+    thaw_kills: set[str] = field(default_factory=set)
+    thaw_fails: set[str] = field(default_factory=set)
+    clings: set[str] = field(default_factory=set)  # something keeps their weights mapped
+    stubborn: set[int] = field(default_factory=set)  # signals that processes survive
+    zygote_fails: int = 0  # how many zygotes die before they are ready
+
+
+class Zygote:
+    """Imports and forks, one order after another."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.is_alive = True
+        self.is_busy = True
+        self.orders: deque[object] = deque()
+        self.imported: set[str] = set()
+        self.threads = 1
+        world.call_in(START_S, self._up)
+
+    def order(self, one: object) -> None:
+        self.orders.append(one)
+        self._next()
+
+    def _up(self) -> None:
+        if not self.is_alive:
+            return
+        if self.world.habits.zygote_fails:
+            self.world.habits.zygote_fails -= 1
+            self.world.zygote_dies("exit code 1")
+            return
+        self.is_busy = False
+        self.world.feed(events.ZygoteReady())
+        self._next()
+
+    def _next(self) -> None:
+        if self.is_busy or not self.orders:
+            return
+        self.is_busy = True
+        one = self.orders[0]
+        if isinstance(one, messages.Adopt):
+            new = sum(name not in self.imported for name in one.modules)
+            self.world.call_in(0.001 + 0.1 * new, lambda: self._finish(one))
+        else:
+            assert self.threads == 1, "it forks although it has a second thread"
+            self.world.call_in(FORK_S, lambda: self._finish(one))
+
+    def _finish(self, one: object) -> None:
+        if not self.is_alive:
+            return
+        self.orders.popleft()
+        self.is_busy = False
+        if isinstance(one, messages.Adopt):
+            self._adopt(one)
+        else:
+            one.fork()
+        if self.is_alive:
+            self._next()
+
+    def _adopt(self, order: messages.Adopt) -> None:
+        refused: dict[str, str] = {}
+        for name in order.modules:
+            if name in self.imported:
+                continue
+            habit = self.world.habits.modules.get(name, "")
+            if habit == "dies":
+                self.world.zygote_dies("SIGSEGV")
+                return
+            self.imported.add(name)
+            if habit == "raises":
+                refused[name] = "importing it raised ImportError: no"
+            if habit == "thread":
+                self.threads = 2
+                refused[name] = "importing it starts a thread"
+                break
+        self.world.feed(events.ModulesAdopted(order.generation, refused, self.threads))
+
+
+class Child:
+    """A process from the order to fork it until its death was told."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.pid = 0
+        self.is_alive = True  # or, not forked yet, it may come
+        self.is_closed = False  # signalled before it was forked: it finds its channel closed and leaves
+        self.is_busy = False
+        self.inbox: deque[object] = deque()
+        self.begun = 0
+
+    def fork(self) -> None:
+        if not self.is_alive:
+            return
+        self.pid = 10_000 + self.number
+        self.world.feed(events.ChildForked(self.number, self.pid))
+        if self.is_closed:
+            self.world.call_in(EXIT_S, lambda: self.die("exit code 0"))
+        else:
+            self._next()
+
+    def send(self, message: object, regions: tuple[object, ...]) -> None:
+        if self.is_alive and not self.is_closed:
+            self.inbox.append((message, regions))
+            self._next()
+
+    def signal(self, number: int) -> None:
+        if not self.pid:
+            self.is_closed = True
+        elif number not in self.world.habits.stubborn:
+            self.world.call_in(EXIT_S, lambda: self.die(signal.Signals(number).name))
+
+    def die(self, cause: str, *, told_in_s: float = 0.0) -> None:
+        """End; the supervisor tells the core a little later, when it has read everything."""
+        if self.is_alive and self.pid:
+            self.is_alive = False
+            self.world.call_in(told_in_s, lambda: self._tell(cause))
+
+    def handle(self, message: object, regions: tuple[object, ...]) -> None:
+        raise NotImplementedError
+
+    def later(self, seconds: float, call: object) -> None:
+        """Be busy for a while, then do something, if still there."""
+        self.is_busy = True
+        self.world.call_in(seconds, lambda: self._done(call))
+
+    def _done(self, call: object) -> None:
+        if self.is_alive:
+            self.is_busy = False
+            call()
+            self._next()
+
+    def _next(self) -> None:
+        while self.pid and self.is_alive and not self.is_busy and self.inbox:
+            self.handle(*self.inbox.popleft())
+
+    def _tell(self, cause: str) -> None:
+        self.world.child_is_gone(self.number)
+        self.world.feed(events.ChildExited(self.number, cause, self.begun, was_forked=True))
+
+
+class SimulatedLoader(Child):
+    role = "loader"
+
+    def handle(self, message: object, regions: tuple[object, ...]) -> None:
+        if isinstance(message, messages.BuildModel):
+            self.plan = self.world.load_plans[message.pickled]
+            self.later(self.plan.seconds, self._built)
+        else:
+            assert isinstance(message, messages.RegionsGranted)
+            self.later(self.plan.seconds, self._written)
+
+    def _built(self) -> None:
+        if self.plan.outcome == "fails":
+            error = {"code": "load_failed", "message": "it raised", "details": {}}
+            self.world.feed(events.BuildFailed(self.number, error))
+            self.die("exit code 0", told_in_s=EXIT_S)
+        elif self.plan.sizes_bytes:
+            self.world.feed(events.RegionsNeeded(self.number, list(self.plan.sizes_bytes)))
+        else:
+            self._written()
+
+    def _written(self) -> None:
+        if self.plan.outcome == "dies":
+            self.die("SIGSEGV")
+            return
+        regions = self.world.take_granted(self.number)
+        self.world.feed(events.ModelBuilt(self.number, [], b"skeleton", list(self.plan.modules), regions))
+        self.die("exit code 0", told_in_s=EXIT_S)
+
+
+class SimulatedWorker(Child):
+    role = "worker"
+
+    def __init__(self, world: World, number: int) -> None:
+        super().__init__(world, number)
+        self.mapped: dict[int, tuple[str, tuple[object, ...]]] = {}
+
+    def handle(self, message: object, regions: tuple[object, ...]) -> None:
+        if isinstance(message, messages.Thaw):
+            assert all(region.is_open for region in regions), "freed regions are handed over"
+            self.mapped[message.weight_set] = (message.model, regions)
+            if message.eager:
+                self.later(0.02, lambda: self._thawed(message))
+        elif isinstance(message, messages.Run):
+            plan = self.world.run_plans[message.body]
+            self.begun = message.attempt
+            model, regions = self.mapped[message.weight_set]
+            assert all(region.is_open for region in regions), "it runs on freed regions"
+            self.later(plan.seconds, lambda: self._ran(message, model, plan))
+        elif isinstance(message, messages.Forget):
+            model, _ = self.mapped[message.weight_set]
+            is_unmapped = model not in self.world.habits.clings
+            if is_unmapped:
+                del self.mapped[message.weight_set]
+            self.world.feed(events.SetForgotten(self.number, message.weight_set, is_unmapped))
+        else:
+            assert isinstance(message, messages.Leave)
+            self.is_busy = True
+            self.world.call_in(EXIT_S, lambda: self.die("exit code 0"))
+
+    def _thawed(self, order: messages.Thaw) -> None:
+        if order.model in self.world.habits.thaw_kills:
+            self.die("SIGSEGV")
+            return
+        failed = order.model in self.world.habits.thaw_fails
+        error = {"code": "load_failed", "message": "no", "details": {}} if failed else None
+        self.world.feed(events.SetThawed(self.number, order.weight_set, error))
+
+    def _ran(self, order: messages.Run, model: str, plan: RunPlan) -> None:
+        if plan.kills or model in self.world.habits.thaw_kills:
+            plan.kills = max(0, plan.kills - 1)
+            self.die("SIGSEGV")
+            return
+        error = {"code": "model_error", "message": "it raised", "details": {}} if plan.raises else None
+        body = b"" if plan.raises else answer_to(order.body)
+        # The answer is sent before the note of what has begun is cleared: a death in between may blame
+        # an attempt that is answered already, so the events come in this order.
+        self.world.feed(events.AttemptEnded(self.number, order.attempt, plan.seconds, body, [], error))
+        self.begun = 0

@@ -1,0 +1,128 @@
+"""Who gets what: the last idle worker first, models in turns, small requests ahead, never more than the slots."""
+
+from core.told import Told, reply, run, thaw
+from onecopy.pool.core import events
+from onecopy.pool.core.instructions import ToChild
+from onecopy.pool.core.workers import MAX_AHEAD
+from onecopy.protocol.messages import Run
+
+
+def runs(out):
+    """The worker and the request of each run."""
+    return [(one.child, one.message.body.decode()) for one in out if isinstance(one.message, Run)]
+
+
+def measured(core, seconds):
+    """Let the worker that is used first run one request twice, so that its time is known."""
+    child = next(reversed(core.core.fleet.workers._idle))
+    for number in (901, 902):
+        core.submit(number)
+        core.ended(child, core.core._attempts, number, seconds=seconds)
+    return child
+
+
+def test_the_worker_that_was_used_last_is_used_first():
+    core = Told(workers=3).start("m")
+    assert runs(core.submit(1)) == [(3, "ann/1")]
+    core.ended(3, 1, 1)
+    assert runs(core.submit(2)) == [(3, "ann/2")]
+    assert runs(core.submit(3)) == [(2, "ann/3")]
+
+
+def test_no_more_workers_hold_work_than_there_are_slots():
+    core = Told(workers=3, slots=2).start("m")
+    assert [len(runs(core.submit(number))) for number in (1, 2, 3)] == [1, 1, 0]
+    assert core.ended(3, 1, 1) == [reply(1), run(3, 3, 3)]
+
+
+def test_requests_of_unknown_length_are_not_handed_ahead():
+    core = Told().start("m")
+    assert runs(core.submit(1)) == [(1, "ann/1")]
+    assert runs(core.submit(2)) == []
+
+
+def test_short_requests_are_handed_ahead_up_to_a_millisecond_of_work():
+    core = Told().start("m")
+    measured(core, 0.0004)
+    handed = [len(runs(core.submit(number))) for number in range(5)]
+    assert handed == [1, 1, 1, 0, 0]
+    assert runs(core.ended(1, 3, 0, seconds=0.0004)) == [(1, "ann/3")]
+
+
+def test_requests_that_take_no_time_are_handed_ahead_up_to_a_number():
+    core = Told().start("m")
+    measured(core, 0.0)
+    assert sum(len(runs(core.submit(number))) for number in range(100)) == MAX_AHEAD
+
+
+def test_idle_workers_come_before_handing_ahead():
+    core = Told(workers=2).start("m")
+    child = measured(core, 0.0001)
+    assert [runs(core.submit(number))[0][0] for number in (1, 2)] == [child, 3 - child]
+
+
+def test_nothing_waits_behind_the_first_run_of_a_model_in_a_worker_which_thaws_it():
+    core = Told(workers=2, slots=1).start("m")
+    measured(core, 0.0001)
+    core.exited(2)  # the other one never ran it
+    assert runs(core.submit(1)) == [(1, "ann/1")]
+    assert runs(core.submit(2)) == []
+
+
+def test_the_first_run_in_a_worker_is_not_measured_because_it_includes_the_thaw():
+    core = Told().start("m")
+    core.submit(1)
+    core.ended(1, 1, 1, seconds=20.0)
+    assert core.core.library.models["m"].expected_s is None
+    core.submit(2)
+    core.ended(1, 2, 2, seconds=0.5)
+    assert core.core.library.models["m"].expected_s == 0.5
+
+
+def test_models_take_turns():
+    core = Told().start("a", "b")
+    for number in (1, 2, 3):
+        core.submit(number, "a")
+    for number in (11, 12):
+        core.submit(number, "b")
+    order = [number for attempt, number in enumerate((1, 2, 11, 3, 12), 1) if core.ended(1, attempt, number)]
+    assert order == [1, 2, 11, 3, 12]
+
+
+def test_a_weight_set_is_handed_to_a_worker_once():
+    core = Told(workers=2).start("m")
+    assert core.submit(1) == [thaw(2), run(2, 1, 1)]
+    assert core.submit(2) == [thaw(1), run(1, 2, 2)]
+    core.ended(2, 1, 1)
+    assert core.submit(3) == [run(2, 3, 3)]
+
+
+def test_requests_that_came_before_any_worker_run_in_order_once_there_is_one():
+    core = Told()
+    core.declare("m")
+    for number in (1, 2):
+        assert core.submit(number) == []
+    core.feed(events.ZygoteReady())
+    assert core.forked(1) == [thaw(1), run(1, 1, 1)]
+    assert core.ended(1, 1, 1) == [reply(1), run(1, 2, 2)]
+
+
+def test_a_model_that_is_loaded_again_under_its_name_gets_its_turns():
+    core = Told().start("a", "m")
+    core.submit(1, "a")
+    core.submit(2, "m")
+    core.feed(events.Cancelled("ann", 2))
+    core.feed(events.ModelRemoved("caller", "m"))
+    core.declare("m")
+    core.submit(3, "m")
+    assert core.ended(1, 1, 1) == [reply(1), thaw(1, 3), run(1, 2, 3, weight_set=3)]
+
+
+def test_a_worker_that_is_to_be_replaced_is_handed_nothing_ahead_so_that_it_becomes_idle():
+    core = Told().start("m")
+    measured(core, 0.0001)
+    core.submit(1)
+    core.core.fleet.workers.outdate(core.core.fleet.workers.get(1))
+    assert core.submit(2) == []
+    out = core.ended(1, 3, 1, seconds=0.0001)
+    assert not any(isinstance(one, ToChild) and isinstance(one.message, Run) for one in out)

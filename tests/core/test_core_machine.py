@@ -1,0 +1,178 @@
+"""Everything at once, in orders that nobody would think of; `invariants` says what must hold all the time."""
+
+import signal
+
+import hypothesis.strategies as st
+from core.simulated import Habits, LoadPlan, RunPlan
+from core.world import World
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from onecopy.pool.core import events
+from onecopy.protocol.messages import Submit
+
+CLIENTS = st.sampled_from(["ann", "bob"])
+MODELS = st.sampled_from(["m1", "m2", "m3"])
+MODULES = (
+    st.sets(st.sampled_from(["good", "better", "threads", "deadly", "broken"]), max_size=3).map(sorted).map(tuple)
+)
+RUNS = st.builds(
+    RunPlan,
+    seconds=st.sampled_from([0.01, 0.0001, 0.0, 1.0, 6.0]),
+    kills=st.sampled_from([0, 0, 0, 1, 2]),
+    raises=st.sampled_from([False, False, True]),
+)
+LOADS = st.builds(
+    LoadPlan,
+    outcome=st.sampled_from(["built", "built", "built", "fails", "dies", "refused"]),
+    seconds=st.sampled_from([0.05, 0.0, 2.0]),
+    modules=MODULES,
+    sizes_bytes=st.sampled_from([(100,), (4096, 4096), ()]),
+)
+PLACES = st.integers(0, 7)
+#: In this time everything that can end has ended: the plans are finite, and so are the core's pauses.
+_LONG_S = 300.0
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """A pool to which anything may happen at any time."""
+
+    @initialize(
+        workers=st.integers(1, 4), slots=st.integers(1, 4), zygote_fails=st.sampled_from([0, 0, 1, 3]),
+        is_cold=st.booleans(), first=LOADS, is_frozen=st.booleans(),
+    )  # fmt: skip
+    def start(self, workers, slots, zygote_fails, is_cold, first, is_frozen):
+        modules = {"threads": "thread", "deadly": "dies", "broken": "raises"}
+        self.world = World(workers, min(slots, workers), Habits(modules=modules, zygote_fails=zygote_fails))
+        self.submitted = []
+        self.world.join("ann")
+        self.world.join("bob")
+        self.world.load("m1", frozen=is_frozen, plan=first)
+        self.world.load("m2", eager=False)
+        if not is_cold:
+            self.world.pass_time(3.0)
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    @rule(
+        client=CLIENTS, model=MODELS, plan=RUNS, retries=st.integers(0, 2),
+        timeout_s=st.sampled_from([0.0, 0.0, 0.005, 0.1, 2.0]),
+    )  # fmt: skip
+    def submit(self, client, model, plan, retries, timeout_s):
+        number = self.world.submit(model, client, timeout_s=timeout_s, retries=retries, plan=plan)
+        self.submitted.append((client, number))
+
+    @rule(model=MODELS, count=st.integers(2, 50), seconds=st.sampled_from([0.0001, 0.0, 0.01]))
+    def submit_many(self, model, count, seconds):
+        for _ in range(count):
+            self.submitted.append(("ann", self.world.submit(model, plan=RunPlan(seconds), retries=1)))
+
+    @precondition(lambda self: self.submitted)
+    @rule(place=PLACES, how=st.sampled_from(["cancel", "again"]))
+    def submit_or_cancel_again(self, place, how):
+        client, number = self.submitted[-1 - place % len(self.submitted)]
+        if how == "cancel":
+            self.world.feed(events.Cancelled(client, number))
+        elif self.world.core.requests.find(client, number) is not None:
+            self.world.feed(events.Submitted(client, Submit(number, "m1", "", 0.0, 0, b"again"), []))
+
+    @rule(client=CLIENTS, comes_back=st.booleans())
+    def leave(self, client, comes_back):
+        self.world.feed(events.ClientLeft(client))
+        if comes_back:
+            self.world.join(client)
+
+    # --- models ---------------------------------------------------------------------------------------------
+
+    @rule(model=MODELS, plan=LOADS, eager=st.booleans(), warm=st.booleans(), frozen=st.booleans())
+    def load(self, model, plan, eager, warm, frozen):
+        self.world.load(model, eager=eager, warm=warm, frozen=frozen, plan=plan)
+
+    @rule(model=MODELS, comes_back=st.booleans())
+    def unload(self, model, comes_back):
+        self.world.unload(model)
+        if comes_back:
+            self.world.load(model)
+
+    @rule(habit=st.sampled_from(["thaw_kills", "thaw_fails", "clings"]), model=MODELS, has=st.booleans())
+    def change_habits(self, habit, model, has):
+        names = getattr(self.world.habits, habit)
+        (names.add if has else names.discard)(model)
+
+    # --- time and death -------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.01, 0.0, 0.0001, 0.0105, 0.1]))
+    def pass_a_moment(self, seconds):
+        self.world.pass_time(seconds)
+
+    @rule(seconds=st.sampled_from([0.6, 3.0]))
+    def pass_time(self, seconds):
+        self.world.pass_time(seconds)
+
+    @rule(model=MODELS, count=st.integers(2, 40), moment_s=st.sampled_from([0.0, 0.0003, 0.0012]))
+    def kill_worker_in_the_midst_of_many(self, model, count, moment_s):
+        """Of short requests, which are handed ahead once their length is known."""
+        for pause_s in (0.1, moment_s):
+            for _ in range(count):
+                self.submitted.append(("ann", self.world.submit(model, plan=RunPlan(0.0001), retries=1)))
+            self.world.pass_time(pause_s)
+        workers = self.world.workers()
+        if workers:
+            max(workers, key=lambda worker: len(worker.inbox)).die("SIGKILL")
+            self.world.pass_time(0.0)
+
+    @rule(place=PLACES, told_in_s=st.sampled_from([0.0, 0.002, 0.5]))
+    def kill_worker(self, place, told_in_s):
+        workers = self.world.workers()
+        if workers:
+            workers[place % len(workers)].die("SIGKILL", told_in_s=told_in_s)
+
+    @rule(place=PLACES, whom=st.sampled_from(["loader", "zygote"]))
+    def kill_another(self, place, whom):
+        loaders = self.world.loaders()
+        if whom == "zygote":
+            self.world.zygote_dies("SIGKILL")
+        elif loaders:
+            loaders[place % len(loaders)].die("SIGKILL")
+
+    @precondition(lambda self: len(self.submitted) > 10)
+    @rule(
+        drain=st.booleans(), stubborn=st.sampled_from([set(), {signal.SIGTERM}, {signal.SIGTERM, signal.SIGKILL}])
+    )
+    def stop(self, drain, stubborn):
+        self.world.habits.stubborn = stubborn
+        self.world.feed(events.StopAsked(drain))
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def teardown(self):
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        if not world.core.stopping:
+            self._unload_everything()
+        world.feed(events.StopAsked(drain=True))
+        world.pass_time(_LONG_S)
+        assert world.is_finished, "\n".join(world.checked.story)
+        assert world.checked.books.finished == 1
+
+    def _unload_everything(self):
+        """Everything is answered and every region freed once nobody wants anything any more."""
+        world = self.world
+        world.pass_time(_LONG_S)
+        assert not world.checked.books.asked, "\n".join(world.checked.story)
+        for name in list(world.core.library.models):
+            world.unload(name)
+        world.pass_time(_LONG_S)
+        assert not world.core.library.sets, "\n".join(world.checked.story)
+        assert not world.store.open_fds
+        assert "" not in world.checked.books.callers.values(), "a caller was never answered"
+        assert len(world.workers()) == world.core.fleet.workers.wanted
+
+
+PoolMachine.TestCase.settings = settings(
+    max_examples=300,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+TestPool = PoolMachine.TestCase

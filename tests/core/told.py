@@ -1,0 +1,94 @@
+"""A core that tests tell what happened, event by event, and what they compare its answers with."""
+
+from core.invariants import CheckedCore, answer_to, body_of
+from onecopy.pool.core import events
+from onecopy.pool.core.instructions import ForkChild, Instruction, ToCaller, ToChild, ToClient
+from onecopy.protocol.errors import PoolError
+from onecopy.protocol.messages import BuildModel, Done, Failed, LoadModel, Reply, Run, Submit, Thaw
+
+
+class Told(CheckedCore):
+    """A core of which client ``ann`` is known; nothing happens in it but what the test says."""
+
+    def __init__(self, workers: int = 1, slots: int = 0) -> None:
+        super().__init__(workers, slots)
+        self.feed(events.ClientJoined("ann"))
+
+    def start(self, *models: str) -> "Told":
+        """Let the zygote be ready, every worker be forked, and these models be loaded."""
+        for one in self.feed(events.ZygoteReady()):
+            assert isinstance(one, ForkChild)
+            self.forked(one.child)
+        for name in models:
+            self.declare(name)
+        return self
+
+    def forked(self, child: int) -> list[Instruction]:
+        return self.feed(events.ChildForked(child, 10_000 + child))
+
+    def exited(self, child: int, begun: int = 0, cause: str = "SIGSEGV") -> list[Instruction]:
+        return self.feed(events.ChildExited(child, cause, begun, was_forked=True))
+
+    def declare(self, name: str, source: str = "frozen", *, caller: object = None, **options: object):
+        load = load_of(name, source, eager=bool(options.pop("eager", True)), **options)
+        return self.feed(events.ModelDeclared(caller or object(), load, ()))
+
+    def built(self, child: int, *modules: str, regions: tuple[object, ...] = ()) -> list[Instruction]:
+        return self.feed(events.ModelBuilt(child, [], b"skeleton", list(modules), regions))
+
+    def submit(
+        self, number: int, model: str = "m", *, timeout_s: float = 0.0, retries: int = 0, client: str = "ann"
+    ):
+        submit = Submit(number, model, "", timeout_s, retries, body_of(client, number))
+        return self.feed(events.Submitted(client, submit, []))
+
+    def ended(
+        self, child: int, attempt: int, number: int, *, seconds: float = 1.0, error: PoolError | None = None
+    ):
+        body = b"" if error else answer_to(body_of("ann", number))
+        record = error.to_record() if error else None
+        return self.feed(events.AttemptEnded(child, attempt, seconds, body, [], record))
+
+    def wake(self, after_s: float) -> list[Instruction]:
+        """Let time pass, and the core be woken a little later than it asked for."""
+        self.now += after_s
+        return self.feed(events.TimePassed())
+
+
+def load_of(
+    name: str, source: str = "frozen", *, eager: bool = True, modules: tuple[str, ...] = (), **options: object
+):
+    return LoadModel(name, source, options, [], b"code", list(modules), [], eager)
+
+
+def run(child: int, attempt: int, number: int, weight_set: int = 1, client: str = "ann") -> ToChild:
+    return ToChild(child, Run(attempt, weight_set, "__call__", body_of(client, number)), [], ())
+
+
+def thaw(child: int, weight_set: int = 1, name: str = "m", *, eager: bool = False, **options: object) -> ToChild:
+    pickled = b"skeleton" if options.pop("is_built", False) else b"code"
+    return ToChild(child, Thaw(weight_set, name, options, [], pickled, [], eager), [], ())
+
+
+def build(child: int, name: str = "m", **options: object) -> list[Instruction]:
+    order = BuildModel(name, "factory", options, [], b"code", [])
+    return [ForkChild(child, "loader"), ToChild(child, order, [], ())]
+
+
+def reply(number: int) -> ToClient:
+    return ToClient("ann", Reply(number, answer_to(body_of("ann", number))), [])
+
+
+def done(caller: object, note: str) -> ToCaller:
+    return ToCaller(caller, Done(note))
+
+
+def codes(out: list[Instruction]) -> dict[object, str]:
+    """Whom of the clients and callers these instructions tell about an error, and which."""
+    told: dict[object, str] = {}
+    for one in out:
+        if isinstance(one, ToClient) and isinstance(one.message, Failed):
+            told[one.message.request] = one.message.error["code"]
+        elif isinstance(one, ToCaller) and not isinstance(one.message, Done):
+            told[one.caller] = one.message.error["code"]
+    return told

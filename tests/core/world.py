@@ -1,0 +1,277 @@
+"""A pool without processes: the core, a clock that tests move, and simulated processes around it.
+
+The world does with the core what the supervisor does: feeds it one event after another, carries out what it
+wants, and wakes it when it asked for that (a little late, as any real clock). The order of events is one that
+the supervisor could see; in particular a child that was never forked is told dead before its zygote is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from core.invariants import CheckedCore, body_of
+from core.simulated import Child, Habits, LoadPlan, RunPlan, SimulatedLoader, SimulatedWorker, Zygote
+from onecopy.pool.core import events, instructions
+from onecopy.pool.memory.base import Region
+from onecopy.pool.memory.fake import FakeStore
+from onecopy.protocol import messages
+
+#: How late a timer goes off.
+_LATE_S = 0.0001
+#: Turns of the loop within one `pass_time`; more is a loop that never rests.
+_MOST_TURNS = 20_000
+_NEVER = float("inf")
+
+
+class World:
+    """A pool, its clients and its processes.
+
+    Args:
+        workers, slots: as in `Core`.
+        habits: what user code does.
+    """
+
+    def __init__(self, workers: int = 1, slots: int = 0, habits: Habits | None = None) -> None:
+        self.checked = CheckedCore(workers, slots)
+        self.core = self.checked.core
+        self.habits = habits or Habits()
+        self.store = FakeStore()
+        self.children: dict[int, Child] = {}
+        self.zygote: Zygote | None = None
+        self.zygotes = 0
+        self.run_plans: dict[bytes, RunPlan] = {}
+        self.load_plans: dict[bytes, LoadPlan] = {}
+        self.inboxes: dict[str, dict[int, object]] = {}
+        self.answers: dict[str, object] = {}
+        self.reports: list[str] = []
+        self.is_finished = False
+        self._granted: dict[int, tuple[Region, ...]] = {}
+        self._events: deque[events.Event] = deque()
+        self._is_handling = False
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = itertools.count(1)
+        self._execute: dict[type, Callable[..., None]] = {
+            instructions.ToClient: self._to_client,
+            instructions.ToChild: self._to_child,
+            instructions.ToCaller: lambda one: self.answers.update({one.caller: one.message}),
+            instructions.ForkChild: self._fork,
+            instructions.SignalChild: self._signal,
+            instructions.GrantRegions: self._grant,
+            instructions.FreeRegions: lambda one: self._free(one.regions),
+            instructions.ToZygote: lambda one: self.zygote and self.zygote.order(one.message),
+            instructions.ReplaceZygote: lambda _: self._replace_zygote(),
+            instructions.Report: lambda one: self.reports.append(one.text),
+            instructions.Finish: lambda _: self._finish(),
+        }
+        self._replace_zygote()
+
+    # --- time -----------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        return self.checked.now
+
+    def call_in(self, seconds: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (self.now + seconds, next(self._serial), call))
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, and happen what happens in it."""
+        end = self.now + seconds
+        for _ in range(_MOST_TURNS):
+            if self.is_finished:
+                return
+            if self.core.wake_at(self.now) <= self.now:
+                self.feed(events.TimePassed())
+                self.checked.check_wake()
+                continue
+            due = min(self.core.wake_at(self.now) + _LATE_S, self._timers[0][0] if self._timers else _NEVER)
+            if due > end:
+                self.checked.now = end
+                self._check_nobody_waits_too_long()
+                return
+            self.checked.now = max(self.now, due)
+            if self._timers and self._timers[0][0] <= self.now:
+                heapq.heappop(self._timers)[2]()
+        raise AssertionError("the loop never rests:\n" + "\n".join(self.checked.story))
+
+    def pass_time_until(self, is_so: Callable[[], bool], at_most_s: float = 60.0) -> None:
+        end = self.now + at_most_s
+        while not is_so() and self.now < end:
+            self.pass_time(0.01)
+        assert is_so(), "it never came true:\n" + "\n".join(self.checked.story)
+
+    def feed(self, event: events.Event) -> None:
+        """As in the supervisor: what comes of an event is handled after it."""
+        self._events.append(event)
+        if self._is_handling or self.is_finished:
+            return
+        self._is_handling = True
+        try:
+            while self._events:
+                for one in self.checked.feed(self._events.popleft()):
+                    self._execute[type(one)](one)
+        finally:
+            self._is_handling = False
+        self._check_nobody_is_lost()
+
+    # --- what tests do --------------------------------------------------------------------------------------
+
+    def join(self, client: str = "ann") -> None:
+        self.inboxes.setdefault(client, {})
+        self.feed(events.ClientJoined(client))
+
+    def submit(
+        self,
+        model: str,
+        client: str = "ann",
+        *,
+        timeout_s: float = 0.0,
+        retries: int = 0,
+        plan: RunPlan | None = None,
+    ) -> int:
+        number = next(self._serial)
+        body = body_of(client, number)
+        self.run_plans[body] = plan or RunPlan()
+        submit = messages.Submit(number, model, "", timeout_s, retries, body)
+        self.feed(events.Submitted(client, submit, []))
+        return number
+
+    def load(
+        self,
+        name: str,
+        *,
+        eager: bool = True,
+        warm: bool = False,
+        frozen: bool = False,
+        plan: LoadPlan | None = None,
+    ) -> str:
+        """Declare a model; return the caller, whose answer will be in `answers`."""
+        plan, caller = plan or LoadPlan(), f"caller {next(self._serial)}"
+        key = caller.encode()
+        self.load_plans[key] = plan
+        source, regions, modules = "factory", (), []
+        if frozen:
+            source, modules = "frozen", list(plan.modules)
+            regions = tuple(self.store.adopt(self.store.offer(size), size, name) for size in plan.sizes_bytes)
+        load = messages.LoadModel(name, source, {"warm": warm}, [], key, modules, ["/app"], eager)
+        self.feed(events.ModelDeclared(caller, load, regions))
+        return caller
+
+    def unload(self, name: str) -> str:
+        caller = f"caller {next(self._serial)}"
+        self.feed(events.ModelRemoved(caller, name))
+        return caller
+
+    def outcome(self, caller: str) -> str:
+        """What a caller was told: ``done``, the code of an error, or nothing yet."""
+        answer = self.answers.get(caller)
+        if answer is None:
+            return ""
+        return "done" if isinstance(answer, messages.Done) else str(answer.error["code"])
+
+    def code(self, number: int, client: str = "ann") -> str:
+        """What a client was told about a request: ``reply``, the code of an error, or nothing yet."""
+        answer = self.inboxes[client].get(number)
+        if answer is None:
+            return ""
+        return "reply" if isinstance(answer, messages.Reply) else str(answer.error["code"])
+
+    def workers(self) -> list[SimulatedWorker]:
+        return [one for one in self.children.values() if one.role == "worker" and one.pid and one.is_alive]
+
+    def loaders(self) -> list[SimulatedLoader]:
+        return [one for one in self.children.values() if one.role == "loader" and one.pid and one.is_alive]
+
+    def take_granted(self, number: int) -> tuple[Region, ...]:
+        return self._granted.pop(number, ())
+
+    def zygote_dies(self, cause: str) -> None:
+        """The zygote ends; what it never forked is told dead first, and the core may react to that."""
+        if self.zygote is None:
+            return
+        self._end_zygote()
+        self.feed(events.ZygoteDied(cause))
+
+    # --- what the core wants --------------------------------------------------------------------------------
+
+    def _to_client(self, one: instructions.ToClient) -> None:
+        self.inboxes.setdefault(one.client, {})[one.message.request] = one.message
+
+    def _to_child(self, one: instructions.ToChild) -> None:
+        assert all(region.is_open for region in one.regions)
+        if one.child in self.children:  # else it is dead, and the core is about to hear of it
+            self.children[one.child].send(one.message, one.regions)
+
+    def _fork(self, one: instructions.ForkChild) -> None:
+        kind = {"worker": SimulatedWorker, "loader": SimulatedLoader}[one.role]
+        child = self.children[one.child] = kind(self, one.child)
+        if self.zygote is not None:
+            self.zygote.order(child)
+
+    def _signal(self, one: instructions.SignalChild) -> None:
+        if one.child in self.children:
+            self.children[one.child].signal(one.signal)
+
+    def _grant(self, one: instructions.GrantRegions) -> None:
+        loader = self.children.get(one.child)
+        if loader is None or not loader.is_alive:
+            return
+        if loader.plan.outcome == "refused":
+            error = {"code": "out_of_budget", "message": "no memory", "details": {}}
+            self.feed(events.BuildFailed(one.child, error))
+            loader.signal(9)
+            return
+        self._granted[one.child] = tuple(self.store.create(size, "weights") for size in one.sizes_bytes)
+        loader.send(messages.RegionsGranted(), ())
+
+    def _free(self, regions: Iterable[Region]) -> None:
+        mapped = [region for worker in self.workers() for _, held in worker.mapped.values() for region in held]
+        for region in regions:
+            assert region.is_open, "a region is freed twice"
+            assert all(region is not one for one in mapped), "a region is freed under a worker that has it mapped"
+            self.store.close(region)
+
+    def _replace_zygote(self) -> None:
+        self._end_zygote()
+        self.zygotes += 1
+        self.zygote = Zygote(self)
+
+    def _end_zygote(self) -> None:
+        """End the zygote, and let go of the children that it has not forked."""
+        if self.zygote is None:
+            return
+        self.zygote.is_alive = False
+        self.zygote = None
+        for child in [child for child in self.children.values() if not child.pid]:
+            child.is_alive = False
+            del self.children[child.number]
+            self.feed(events.ChildExited(child.number, "unknown", 0, was_forked=False))
+
+    def _finish(self) -> None:
+        assert not self.is_finished
+        self.is_finished = True
+
+    def child_is_gone(self, number: int) -> None:
+        """The supervisor's part when a child has ended: what it was granted and has not used is closed."""
+        del self.children[number]
+        for region in self.take_granted(number):
+            self.store.close(region)
+
+    def _check_nobody_waits_too_long(self) -> None:
+        late = [one for one in self.core.requests.everyone() if one.deadline + 2 * _LATE_S < self.now]
+        assert not late, f"{late} should have been ended:\n" + "\n".join(self.checked.story)
+
+    def _check_nobody_is_lost(self) -> None:
+        """Whoever the core waits for exists: each child is forked, or the zygote has the order to."""
+        if self.zygote is None or self.is_finished:
+            return
+        ordered = {one.number for one in self.zygote.orders if isinstance(one, Child)}
+        lost = [child.number for child in self.children.values() if not child.pid and child.number not in ordered]
+        assert not lost, f"children {lost} were ordered from a zygote that is gone:\n" + "\n".join(
+            self.checked.story
+        )
+        gone = [one for one in self.core.fleet.workers if one.child not in self.children]
+        assert not gone, f"{gone} do not exist:\n" + "\n".join(self.checked.story)
