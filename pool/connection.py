@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import select
+import socket
 import threading
 import time
 import weakref
@@ -80,6 +81,7 @@ class Connection:
             token, target = self._control.admit()
         elif endpoint.startswith("tcp://"):
             target = endpoint
+            _check_reachable(endpoint)
         else:
             raise InvalidRequest(f"endpoint {endpoint!r}: it must start with ipc:// or tcp://")
         self._context = zmq.Context()
@@ -301,6 +303,17 @@ class Connection:
             os.close(self._wake)
             if self._control is not None:
                 self._control.close()
+
+
+def _check_reachable(endpoint: str) -> None:
+    """Raise `SupervisorLost` at once if nobody listens; ZeroMQ itself would go on trying in silence."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _HELLO_S).close()
+    except ValueError:
+        raise InvalidRequest(f"endpoint {endpoint!r} is not of the form tcp://HOST:PORT") from None
+    except OSError as error:
+        raise SupervisorLost(f"nobody serves at {endpoint} ({error.strerror or error})") from None
 
 
 def _is_readable(zmq_socket: zmq.Socket[bytes]) -> bool:

@@ -51,11 +51,11 @@ class ModelHandle:
     def __repr__(self) -> str:
         return f"<ModelHandle {self._name}{'.' + self._method if self._method else ''}>"
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the model and return what it returned; raises `PoolError` as `submit`'s future does."""
         return self._submit(args, kwargs).result()
 
-    def submit(self, *args: Any, **kwargs: Any) -> PoolFuture:
+    def submit(self, /, *args: Any, **kwargs: Any) -> PoolFuture:
         """Have the model run; return the future result.
 
         Raises:
@@ -66,7 +66,7 @@ class ModelHandle:
         self._connection.keep_receiving()
         return future
 
-    async def arun(self, *args: Any, **kwargs: Any) -> Any:
+    async def arun(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the model from asyncio; cancelling the task cancels the request."""
         return await asyncio.wrap_future(self._submit(args, kwargs))
 

@@ -7,7 +7,6 @@ supervisor sweeps the folders whose lock is free.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import secrets
@@ -53,28 +52,37 @@ class RuntimeDirectory:
                 f"{_MAX_PATH_BYTES}: set XDG_RUNTIME_DIR or TMPDIR to a shorter folder"
             )
         try:
-            _make_private(os.path.dirname(self.path))
-            sweep(os.path.dirname(self.path))
-            _make_private(self.path)
-            self._lock_fd = os.open(os.path.join(self.path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if path is None or os.path.dirname(self.path) == base:
+                _make_private(base)
+                sweep(base)
+            self._lock_fd = self._lock()
         except OSError as error:
             raise ConfigError(f"cannot make {self.path} for the pool's sockets: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._lock_fd, 32, 0).decode(errors="replace").strip()
-            os.close(self._lock_fd)
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise ConfigError(f"cannot lock {self.path}: {error.strerror}") from error
-            raise AlreadyServed(
-                f"a supervisor (pid {holder or 'unknown'}) already serves ipc://{self.path}; "
-                "stop it with `onecopy stop`, or serve under another --name"
-            ) from None
         os.ftruncate(self._lock_fd, 0)
         os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
         for name in (CONTROL, REQUESTS):  # left by a predecessor that was killed
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.join(name))
+
+    def _lock(self) -> int:
+        """Make the folder and lock it; again, if someone who sweeps removed it in between."""
+        while True:
+            _make_private(self.path)
+            lock_path = self.join(LOCK)
+            lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(lock_fd, 32, 0).decode(errors="replace").strip()
+                os.close(lock_fd)
+                raise AlreadyServed(
+                    f"a supervisor (pid {holder or 'unknown'}) already serves ipc://{self.path}; "
+                    "stop it with `onecopy stop`, or serve under another --name"
+                ) from None
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock_fd), os.stat(lock_path)):
+                    return lock_fd
+            os.close(lock_fd)
 
     def join(self, name: str) -> str:
         """Return the path of something in the folder."""

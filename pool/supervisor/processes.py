@@ -43,6 +43,10 @@ class Child:
         self.pidfd = -1
         self.is_dead = False
         self.cause = ""
+        self.ran_last: tuple[int, str] = (
+            0,
+            "",
+        )  # request and model of its last answer, for what it printed just before
 
     def __repr__(self) -> str:
         return f"<Child {self.number} {self.role} pid={self.pid}>"

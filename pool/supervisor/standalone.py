@@ -7,7 +7,7 @@ import os
 import sys
 
 from ...protocol.errors import PoolError
-from ..config import default_directory, read_toml
+from ..config import ConfigError, default_directory, read_toml
 from ..core import events
 from ..runtime import RuntimeDirectory
 from ..sources import load_by_name
@@ -28,9 +28,8 @@ def serve_standalone(config: str, listen: list[str], directory: str | None, name
         paths = [os.path.dirname(os.path.abspath(config))]
         for name, model in models.items():
             supervisor.feed(events.ModelDeclared(None, load_by_name(name, model, paths), ()))
-        print(f"onecopy: serving at ipc://{folder.path}", file=sys.stderr, flush=True)  # noqa: T201
         supervisor.serve()
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     return 0

@@ -133,6 +133,8 @@ class Supervisor:
     def _listen(self) -> None:
         self._control.listen(self._directory.join(CONTROL))
         self._watch_zmq("ipc", ipc_endpoint(self._directory.join(REQUESTS)))
+        if self._is_verbose:
+            self._note(f"serving at ipc://{self._directory.path}")
         for endpoint in self.settings.listen:
             self._watch_zmq("tcp", endpoint)
             self._note(f"listening at {self._clients.endpoint('tcp')}")
@@ -280,11 +282,13 @@ class Supervisor:
         message, number = delivery.message, child.number
         delivery.close_fds()  # no message of a child has any
         if isinstance(message, messages.Ran):
+            child.ran_last = self.core.running_on(message.attempt)
             ended = events.AttemptEnded(
                 number, message.attempt, message.seconds, message.body, delivery.buffers, None
             )
             self.feed(ended)
         elif isinstance(message, messages.RunFailed):
+            child.ran_last = self.core.running_on(message.attempt)
             self.feed(events.AttemptEnded(number, message.attempt, message.seconds, b"", [], message.error))
         elif isinstance(message, messages.Thawed):
             self.feed(events.SetThawed(number, message.weight_set, None))
@@ -323,7 +327,9 @@ class Supervisor:
             self._logs.printed(child.number, data, lambda: self._source(child))
 
     def _source(self, child: Child) -> tuple[int, str, str, int]:
-        request, model = self.core.running_on(self._processes.begun_by(child))
+        # What it wrote at the end of a run may be read after its answer was.
+        begun = self._processes.begun_by(child)
+        request, model = self.core.running_on(begun) if begun else child.ran_last
         return (child.pid, child.role, model, request)
 
     def _to_child(self, one: instructions.ToChild) -> None:

@@ -40,7 +40,7 @@ def test_a_pool_is_served_asked_and_stopped(tmp_path):
         assert onecopy("stop").returncode == 0
         assert served.process.wait(5) == 0
         assert not Path(served.directory).exists()
-    assert "onecopy: serving at ipc://" in served.log.read_text()
+    assert "serving at ipc://" in served.log.read_text()
 
 
 def test_the_process_that_serves_has_forgotten_the_command_line(tmp_path):
