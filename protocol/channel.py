@@ -153,7 +153,7 @@ class Channel:
             while parts:
                 is_one = len(parts) == 1
                 sent = self._sock.send(parts[0]) if is_one else self._sock.sendmsg(parts[:_MAX_PIECES])
-                parts = _without(parts, sent)
+                parts = [] if is_one and sent == len(parts[0]) else _without(parts, sent)
         except BlockingIOError:
             pass
         return parts, fds

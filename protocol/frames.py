@@ -138,12 +138,27 @@ class StreamDecoder:
         Raises:
             InvalidRequest: what came is not a message, or beyond a limit; the stream is unusable from here.
         """
+        while (received := self._whole()) is not None:
+            yield received
         while self._step():
             if self._header is not None and len(self._buffers) == len(self._sizes) and self._large is None:
                 assert self._prefix is not None
                 received = Received(self._header, self._buffers, self._prefix[0])
                 self._prefix, self._header, self._sizes, self._buffers = None, None, (), []
                 yield received
+
+    def _whole(self) -> Received | None:
+        """Return a message without buffers that is there completely: most are, and this is their short way."""
+        pending = self._pending
+        if self._prefix is not None or len(pending) < _PREFIX.size:
+            return None
+        version, fds, buffers, header_bytes = _PREFIX.unpack_from(pending)
+        end = _PREFIX.size + header_bytes
+        if version != WIRE_VERSION or buffers or fds > MAX_FDS or len(pending) < end:
+            return None
+        header = bytes(pending[_PREFIX.size : end])
+        del pending[:end]
+        return Received(unpack_header(header), [], fds)
 
     def _step(self) -> bool:
         """Advance by one part of a message; false if more bytes are needed first."""

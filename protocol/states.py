@@ -7,7 +7,6 @@ a state machine that is wrong must fail loudly, near the cause.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 Table = dict[str, dict[str, str]]
@@ -67,20 +66,20 @@ class Lifecycle:
 
     Args:
         kind: a key of `TABLES`.
-        name: what to call the object in its story.
+        name: what to call the object in its story; made a string only if that has to be told.
         state: where it starts.
     """
 
     __slots__ = ("_name", "_story", "_table", "state")
 
-    def __init__(self, kind: str, name: str, state: str) -> None:
+    def __init__(self, kind: str, name: object, state: str) -> None:
         self._table = TABLES[kind]
-        self._name = f"{kind} {name}"
-        self._story: deque[str] = deque([state], maxlen=_STORY_LENGTH)
+        self._name = (kind, name)
+        self._story: tuple[str, ...] = (state,)
         self.state = state
 
     def __repr__(self) -> str:
-        return f"<{self._name}: {self.state}>"
+        return f"<{self._name[0]} {self._name[1]}: {self.state}>"
 
     @property
     def is_over(self) -> bool:
@@ -95,6 +94,6 @@ class Lifecycle:
         """
         if state not in self._table[self.state]:
             story = " -> ".join(self._story)
-            raise ImpossibleTransition(f"{self._name} cannot become {state}: {story}")
+            raise ImpossibleTransition(f"{self._name[0]} {self._name[1]} cannot become {state}: {story}")
         self.state = state
-        self._story.append(state)
+        self._story = (*self._story[1 - _STORY_LENGTH :], state)

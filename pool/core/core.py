@@ -97,7 +97,7 @@ class Core:
         self._out.clear()
         return out
 
-    def wake_at(self, _now: float) -> float:
+    def wake_at(self) -> float:
         """Return when `TimePassed` is due; infinity for never."""
         return min(self.requests.next_deadline(), self.fleet.wake_at())
 
@@ -264,7 +264,8 @@ class Core:
             self._note_runnable(model)
             if model.current.is_warm:
                 for worker in self.fleet.workers:
-                    if worker.life.state in ("idle", "busy"):
+                    # An outdated one would import the model's modules privately, for seconds, and then go.
+                    if worker.life.state in ("idle", "busy") and not worker.is_outdated:
                         self.library.give(model.current, worker, eager=True)
 
     def _set_thawed(self, event: events.SetThawed, _now: float) -> None:

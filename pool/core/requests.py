@@ -42,7 +42,7 @@ class Request:
         self.attempt = 0
         self.deaths = 0
         self.deadline = now + submit.timeout_s if submit.timeout_s > 0 else float("inf")
-        self.life = Lifecycle("request", f"{submit.request} for {submit.model}", "queued")
+        self.life = Lifecycle("request", (submit.request, submit.model), "queued")
 
     def __repr__(self) -> str:
         return f"<Request {self.submit.request} for {self.submit.model}: {self.life.state}>"

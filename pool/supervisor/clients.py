@@ -20,7 +20,7 @@ import zmq
 from ...protocol.errors import InvalidRequest, PoolBusy, PoolError
 from ...protocol.frames import check_buffers, pack_header, unpack_header
 from ...protocol.limits import MAX_CLIENTS, MAX_OUTBOX_BYTES, MAX_OUTBOX_MESSAGES
-from ...protocol.messages import Goodbye, Hello, Message, Ping, Pong, Rejected, Welcome
+from ...protocol.messages import Goodbye, Hello, Message, Ping, Pong, Rejected, Submit, Welcome
 
 #: Messages that ZeroMQ itself holds for one peer; what is beyond waits in an outbox here.
 _HIGH_WATER: Final = 1000
@@ -129,7 +129,7 @@ class ClientSockets:
         if peer not in self._peers:
             return
         frames = [pack_header(message), *buffers]
-        outbox = self._outboxes.get(peer)
+        outbox = self._outboxes.get(peer)  # most have none: they keep up
         if outbox is not None:
             self._keep(peer, outbox, frames)
         elif not self._try(peer, frames):
@@ -160,12 +160,18 @@ class ClientSockets:
     # --- reading --------------------------------------------------------------------------------------------
 
     def _read(self, transport: str, router: zmq.Socket[bytes]) -> bool:
+        receive, more = router.recv, zmq.RCVMORE
         for _ in range(_READ_AT_ONCE):
             try:
-                identity, *frames = router.recv_multipart(_NOBLOCK)
+                identity = receive(_NOBLOCK)
             except zmq.Again:
                 return False
+            frames: list[bytes] = []
+            while router.get(more):
+                frames.append(receive(_NOBLOCK))
             self._take(Peer(transport, identity), frames)
+            if not cast("int", router.get(zmq.EVENTS)) & _POLLIN:  # cheaper than an exception
+                return False
         return True
 
     def _take(self, peer: Peer, frames: list[bytes]) -> None:
@@ -173,16 +179,20 @@ class ClientSockets:
             if not frames:
                 raise InvalidRequest("an empty message")
             message = unpack_header(frames[0])
-            check_buffers([len(frame) for frame in frames[1:]])
+            buffers = frames[1:]
+            if buffers:
+                check_buffers([len(frame) for frame in buffers])
             if peer in self._peers:
-                self._from_client(peer, message, frames[1:])
+                self._from_client(peer, message, buffers)
             else:
                 self._from_stranger(peer, message)
         except PoolError as error:
             self._reject(peer, error)
 
     def _from_client(self, peer: Peer, message: Message, buffers: list[Any]) -> None:
-        if isinstance(message, Ping):
+        if isinstance(message, Submit):
+            self._received(peer, message, buffers)
+        elif isinstance(message, Ping):
             self.send(peer, Pong(), [])
         elif isinstance(message, Goodbye):
             self.drop(peer)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+_NEVER = float("inf")
 _READ = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 
 
@@ -85,7 +86,7 @@ class Reactor:
 
         self.watch(read_fd, read)
 
-    def run(self, next_wake: Callable[[float], float], woken: Callable[[], None]) -> None:
+    def run(self, next_wake: Callable[[], float], woken: Callable[[], None]) -> None:
         """Loop until `stop`.
 
         Args:
@@ -96,20 +97,23 @@ class Reactor:
         while self._is_running:
             has_more = False
             for poll in self._pollers:
-                has_more = poll() or has_more
-            now = time.monotonic()
-            wake_at = next_wake(now)
-            if wake_at <= now:
-                woken()
-                continue
-            if self._timers:
-                wake_at = min(wake_at, self._timers[0][0])
-            timeout_s: float | None = None if wake_at == float("inf") else max(0.0, wake_at - now)
-            ready = self._epoll.poll(0 if has_more else timeout_s)
-            for fd, mask in ready:
+                has_more |= poll()
+            wake_at = next_wake()
+            if self._timers and self._timers[0][0] < wake_at:
+                wake_at = self._timers[0][0]
+            timeout_s: float | None = None
+            if wake_at != _NEVER:
+                timeout_s = max(0.0, wake_at - time.monotonic())
+            for fd, mask in self._epoll.poll(0 if has_more else timeout_s):
                 self._call(fd, mask)
-            while self._timers and self._timers[0][0] <= time.monotonic():
-                heapq.heappop(self._timers)[2]()
+            if wake_at != _NEVER:
+                self._call_timers()
+                if next_wake() <= time.monotonic():
+                    woken()
+
+    def _call_timers(self) -> None:
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
 
     def stop(self) -> None:
         """Let `run` return."""

@@ -201,7 +201,7 @@ class CheckedCore:
 
     def check_wake(self) -> float:
         """Return when the core wants to be woken; never for a time that has passed, right after that time."""
-        wake_at = self.core.wake_at(self.now)
+        wake_at = self.core.wake_at()
         assert wake_at > self.now, f"it wants to be woken at {wake_at}, again and again:\n" + "\n".join(self.story)
         return wake_at
 

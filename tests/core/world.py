@@ -83,11 +83,11 @@ class World:
         for _ in range(_MOST_TURNS):
             if self.is_finished:
                 return
-            if self.core.wake_at(self.now) <= self.now:
+            if self.core.wake_at() <= self.now:
                 self.feed(events.TimePassed())
                 self.checked.check_wake()
                 continue
-            due = min(self.core.wake_at(self.now) + _LATE_S, self._timers[0][0] if self._timers else _NEVER)
+            due = min(self.core.wake_at() + _LATE_S, self._timers[0][0] if self._timers else _NEVER)
             if due > end:
                 self.checked.now = end
                 self._check_nobody_waits_too_long()
