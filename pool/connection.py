@@ -327,11 +327,13 @@ def _descriptor(zmq_socket: zmq.Socket[bytes]) -> int:
 
 def _settle(future: PoolFuture, result: Any, error: BaseException | None) -> None:
     """Resolve a future, unless its owner cancelled it in this moment."""
-    with contextlib.suppress(InvalidStateError):
+    try:
         if error is None:
             future.set_result(result)
         else:
             future.set_exception(error)
+    except InvalidStateError:
+        return
 
 
 def _after_fork() -> None:

@@ -104,12 +104,19 @@ class Memory(View):
 
 @dataclass(frozen=True)
 class WorkerInfo(View):
-    """One worker process."""
+    """One worker process.
+
+    Attributes:
+        outstanding: requests that it holds.
+        is_thawed: whether it has every warm model ready that it was given.
+        models: those it was given.
+    """
 
     pid: int
     state: str
     runs: int
     outstanding: int
+    is_thawed: bool
     models: list[str]
 
 

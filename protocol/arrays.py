@@ -33,6 +33,8 @@ def take_apart(value: Any) -> ArrayData | None:
     if numpy is None:
         return None
     if isinstance(value, numpy.ndarray):
+        if type(value) is not numpy.ndarray and isinstance(value, numpy.ma.MaskedArray):
+            raise ValueError("a masked array would lose its mask; send .filled(...), or .data and .mask")
         return _from_numpy(numpy, value, "n")
     if isinstance(value, (str, bytes, type)):  # numpy.str_ is a str besides; a class is no array
         return None
@@ -69,8 +71,6 @@ def put_together(array: ArrayData) -> Any:
 
 
 def _from_numpy(numpy: Any, value: Any, family: str) -> ArrayData:
-    if isinstance(value, numpy.ma.MaskedArray):
-        raise ValueError("a masked array would lose its mask; send .filled(...), or .data and .mask")  # noqa: TRY004
     array = numpy.asarray(value)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -120,19 +120,22 @@ def _numpy_dtype(wire: str) -> Any:
     return None if name is None else numpy.dtype(name)
 
 
-def _owned_bytes(data: Buffer) -> Any:
-    """Return a writable flat uint8 array over the data, copied only if its memory is not ours to write."""
-    import numpy
-
-    flat = numpy.frombuffer(data, dtype=numpy.uint8)
-    return flat if flat.flags.writeable else flat.copy()
+def _owned(data: Buffer) -> Buffer:
+    """Return the data in memory that its receiver may write, copied only if it is not."""
+    if type(data) is bytes or memoryview(data).readonly:
+        return bytearray(data)
+    return data
 
 
 def _to_numpy(array: ArrayData) -> Any:
+    import numpy
+
     dtype = _numpy_dtype(array.dtype)
     if dtype is None:
         return _widened(array)
-    typed = _owned_bytes(array.data).view(dtype)
+    if 0 in array.shape:
+        return numpy.empty(array.shape, dtype)
+    typed = numpy.frombuffer(_owned(array.data), dtype)
     return typed[0] if array.family == "s" else typed.reshape(array.shape)
 
 
@@ -155,7 +158,7 @@ def _to_torch(array: ArrayData) -> Any:
     dtype = getattr(torch, TORCH_NAMES[array.dtype])
     if memoryview(array.data).nbytes == 0:
         return torch.empty(array.shape, dtype=dtype)
-    return torch.from_numpy(_owned_bytes(array.data)).view(dtype).reshape(array.shape)
+    return torch.frombuffer(_owned(array.data), dtype=dtype).reshape(array.shape)
 
 
 @cache

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import mmap
 import os
+import socket
 import struct
 import sys
 import time
@@ -33,10 +34,15 @@ from ..protocol.messages import (
     ThawFailed,
 )
 from ..protocol.values import decode, encode
+from . import heap
 from .failure import record_of
 from .paths import extend_path
 
 _BEGUN: Final = struct.Struct("<q")
+_TIMEVAL: Final = struct.Struct("@ll")
+_FOR_EVER_S: Final = 0
+#: A worker that had nothing to do for so long gives the free memory of its heap back.
+REST_S: Final = 1
 
 
 class HeldModel:
@@ -112,6 +118,7 @@ class Worker:
         self._channel = channel
         self._begun = begun
         self._held: dict[int, HeldModel] = {}
+        self._is_resting = True
         self._handlers: dict[type, Callable[[Any, Delivery], None]] = {
             Run: self._run,
             Thaw: self._thaw,
@@ -120,10 +127,23 @@ class Worker:
 
     def serve(self) -> None:
         """Handle messages until told to leave, or until the supervisor is gone."""
-        while (delivery := self._channel.receive()) is not None:
-            if isinstance(delivery.message, Leave):
+        while True:
+            try:
+                delivery = self._channel.receive()
+            except BlockingIOError:  # nothing came for a while
+                heap.trim()
+                self._wait_at_most(_FOR_EVER_S)
+                continue
+            if delivery is None or isinstance(delivery.message, Leave):
                 return
+            if self._is_resting:
+                self._wait_at_most(REST_S)
             self._handlers[type(delivery.message)](delivery.message, delivery)
+
+    def _wait_at_most(self, seconds: int) -> None:
+        """Let the kernel end a wait for messages; it costs no call per message."""
+        self._is_resting = seconds == _FOR_EVER_S
+        self._channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(seconds, 0))
 
     def _run(self, order: Run, delivery: Delivery) -> None:
         _BEGUN.pack_into(self._begun, 0, order.attempt)

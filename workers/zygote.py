@@ -10,8 +10,6 @@ it removes the folder of the supervisor's sockets, and leaves.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import importlib
 import os
 import select
@@ -24,7 +22,7 @@ from typing import NoReturn
 from ..protocol.channel import Channel, Delivery
 from ..protocol.leftovers import remove_if_abandoned
 from ..protocol.messages import Adopt, Adopted, Exited, ForkChild, Forked, Leave, ZygoteReady
-from . import loader, worker
+from . import heap, loader, worker
 from .lifeline import Lifeline, arm_child
 from .paths import extend_path
 
@@ -178,25 +176,13 @@ class Zygote:
                 break
         self._lifeline.set_signal(signal.SIGCONT)
         self._lifeline.check()
-        settle_memory()
+        heap.settle()
         return refused
 
 
 def threads() -> int:
     """Return how many threads this process has."""
     return len(os.listdir("/proc/self/task"))
-
-
-def settle_memory() -> None:
-    """Make what is in memory stay as it is, so that children go on sharing it.
-
-    The collector would write into every object that it looks at, and ``malloc`` into free memory that it
-    reuses: collect now, then exempt what is left, and give free pages back.
-    """
-    gc.collect()
-    gc.freeze()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def main() -> None:

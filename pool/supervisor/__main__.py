@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 
 from .standalone import serve_standalone
 from .supervisor import serve_owner
+
+#: Allocations until a collection, and collections until one of the next older generation.
+_COLLECT_AFTER = (100_000, 50, 100)
 
 
 def main() -> int:
@@ -19,6 +23,8 @@ def main() -> int:
     parser.add_argument("--name", help="what the pool is called, instead of what the file says")
     parser.add_argument("--directory", help="folder for the sockets")
     options = parser.parse_args()
+    # What a pool allocates goes by reference counts; collections would only visit all that waits, again and again.
+    gc.set_threshold(*_COLLECT_AFTER)
     if options.owner_fd is not None:
         return serve_owner(options.owner_fd)
     return serve_standalone(options.config, options.listen, options.directory, options.name)

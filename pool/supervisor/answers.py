@@ -101,6 +101,7 @@ class Answers:
                     "state": worker.life.state,
                     "runs": worker.runs,
                     "outstanding": len(worker.outstanding),
+                    "is_thawed": not worker.thawing,
                     "models": sorted(
                         self._core.library.sets[number].load.name
                         for number in worker.holds

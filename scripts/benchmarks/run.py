@@ -1,0 +1,192 @@
+"""Runs the measurements and writes ``scripts/benchmarks/results/``: JSON, and a table on the terminal.
+
+Machines drift, so what is compared is measured in turns within one run, a block of each after the other, and
+medians are quoted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import memory
+import numpy as np
+import psutil
+import torch
+import zmq
+from onecopy.pool import Pool
+from relay import relay
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+BLOCK = 50
+
+
+class Echo:
+    """A model that costs nothing: what is measured is the way there and back."""
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+def echo(x: Any) -> Any:
+    """The same for an executor."""
+    return x
+
+
+def in_turns(calls: dict[str, Callable[[], Any]], blocks: int) -> dict[str, dict[str, float]]:
+    """Time each call, a block of each in turns; return p50 and p99 in microseconds."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(blocks + 1):
+        for name, call in calls.items():
+            for _ in range(BLOCK):
+                started_at = time.perf_counter()
+                call()
+                if turn:  # the first is to warm up
+                    times[name].append((time.perf_counter() - started_at) * 1e6)
+    return {
+        name: {"p50_us": statistics.median(one), "p99_us": statistics.quantiles(one, n=100)[98]}
+        for name, one in times.items()
+    }
+
+
+def rates_in_turns(calls: dict[str, Callable[[int], Any]], count: int, turns: int) -> dict[str, float]:
+    """Return requests per second of each, the median of several turns."""
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(turns + 1):
+        for name, call in calls.items():
+            started_at = time.perf_counter()
+            call(count)
+            if turn:
+                rates[name].append(count / (time.perf_counter() - started_at))
+    return {name: statistics.median(one) for name, one in rates.items()}
+
+
+def small_requests() -> dict[str, Any]:
+    """Latency and throughput of a 1 kB array, against a bare relay and the standard library's executor."""
+    x = np.zeros(128)
+    context = get_context("spawn")
+    with (
+        relay(x.tobytes()) as bare,
+        Pool({"echo": Echo()}, workers=1) as pool,
+        ProcessPoolExecutor(1, mp_context=context) as executor,
+    ):
+        handle = pool.model("echo")
+        latency = in_turns(
+            {
+                "relay": bare.one,
+                "onecopy": lambda: handle(x),
+                "executor": lambda: executor.submit(echo, x).result(),
+            },
+            blocks=60,
+        )
+
+        def pipelined(submit: Callable[..., Any], count: int) -> None:
+            for future in [submit(x) for _ in range(count)]:
+                future.result()
+
+        rates = rates_in_turns(
+            {
+                "relay": bare.pipelined,
+                "onecopy": lambda count: pipelined(handle.submit, count),
+                "onecopy map": lambda count: list(handle.map([x] * count)),
+                "executor": lambda count: pipelined(lambda one: executor.submit(echo, one), count),
+            },
+            count=10_000,
+            turns=5,
+        )
+        large = np.zeros((224, 224, 3), dtype=np.float32)
+        latency_large = in_turns(
+            {"onecopy": lambda: handle(large), "executor": lambda: executor.submit(echo, large).result()},
+            blocks=10,
+        )
+    return {
+        "latency, 1 kB": latency,
+        "requests per second, 1 kB": rates,
+        "latency, 602 kB": latency_large,
+        "ratios": {
+            "p50 / relay": latency["onecopy"]["p50_us"] / latency["relay"]["p50_us"],
+            "p50 / executor": latency["onecopy"]["p50_us"] / latency["executor"]["p50_us"],
+            "throughput / executor": rates["onecopy"] / rates["executor"],
+            "throughput / relay": rates["onecopy"] / rates["relay"],
+            "602 kB p50 / executor": latency_large["onecopy"]["p50_us"] / latency_large["executor"]["p50_us"],
+        },
+    }
+
+
+def start() -> dict[str, Any]:
+    """How long it takes until the supervisor serves, and what it takes of memory."""
+    times, sizes = [], []
+    for _ in range(5):
+        started_at = time.perf_counter()
+        with Pool({"echo": Echo()}, workers=1) as pool:
+            times.append(time.perf_counter() - started_at)
+            pool.run("echo", 1)
+            sizes += [one.pss_bytes for one in pool.memory().processes if one.role == "supervisor"]
+    return {"serves after, s": statistics.median(times), "supervisor, MB": statistics.median(sizes) / 1e6}
+
+
+def conditions() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory, GB": round(psutil.virtual_memory().total / 1e9, 1),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyzmq": zmq.__version__,
+        "libzmq": zmq.zmq_version(),
+    }
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "small": small_requests,
+    "start": start,
+    "memory": memory.measure,
+}
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--output", default=str(RESULTS / "cpu.json"))
+    options = parser.parse_args()
+    output = Path(options.output)
+    report = json.loads(output.read_text()) if output.exists() else {}
+    report["conditions"] = conditions()
+    for part in options.parts:
+        report[part] = PARTS[part]()
+        show(part, report[part])
+    output.parent.mkdir(exist_ok=True)
+    output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def show(title: str, values: dict[str, Any]) -> None:
+    """Print a part of the report."""
+    table = Table("", "", title=title, title_justify="left")
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{prefix}, {key}" if prefix else str(key), inner)
+        else:
+            table.add_row(prefix, f"{value:,.2f}" if isinstance(value, float) else str(value))
+
+    add("", values)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
