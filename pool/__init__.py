@@ -1,6 +1,10 @@
 """The parent side: what an app imports, and what the supervisor process runs."""
 
+import sys
 from typing import TYPE_CHECKING
+
+if sys.platform != "linux":
+    raise ImportError("onecopy runs on Linux alone: it is built on memfd, pidfd and SCM_RIGHTS")
 
 from ..protocol.errors import (
     DeadlineExceeded,

@@ -37,10 +37,12 @@ from ..protocol.messages import (
 )
 from ..protocol.values import Buffer, decode
 from .control import ControlSocket
-from .futures import PoolFuture, Waitable
-from .receiving import Receiver
+from .futures import PoolFuture
+from .receiving import Receiver, Waitable
 
 _HELLO_S: Final = 10.0
+#: A supervisor that does not answer for so long is not waited for.
+_FLUSH_S: Final = 5.0
 _SEND_RETRY_MS: Final = 1
 _READ_AT_ONCE: Final = 128
 _HEARTBEAT_MS: Final = 1000
@@ -126,8 +128,13 @@ class Connection:
 
     def flush(self) -> None:
         """Return when the supervisor has everything that was submitted so far, or is lost."""
-        with contextlib.suppress(PoolError):
-            self.query("models")
+        if self._end is not None:
+            return
+        future = self._new_future("flush")
+        with contextlib.suppress(PoolError, TimeoutError):
+            self._send(Query(future.number, "models"), ())
+            future.result(_FLUSH_S)
+        future.cancel()
 
     def forget(self, number: int) -> None:
         """Give up an answer."""
@@ -223,8 +230,11 @@ class Connection:
                 return False
             while len(arrived) < _READ_AT_ONCE and _is_readable(self._socket):
                 arrived.append(self._socket.recv_multipart(_NOBLOCK))
-        for frames in arrived:
-            self._handle(unpack_header(frames[0]), frames[1:])
+        try:
+            for frames in arrived:
+                self._handle(unpack_header(frames[0]), frames[1:])
+        except PoolError as error:  # what came is no message: nothing that follows could be trusted
+            self._fail_all(error)
         return len(arrived) == _READ_AT_ONCE
 
     def _handle(self, message: Message, buffers: list[bytes]) -> None:

@@ -10,23 +10,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .connection import Connection
-
-
-class Waitable(Protocol):
-    """What `Connection.wait` can wait for."""
-
-    @property
-    def condition(self) -> threading.Condition:
-        """Notified when `done` may have changed."""
-        ...
-
-    def done(self) -> bool:
-        """Whether waiting is over."""
-        ...
 
 
 class PoolFuture(Future[Any]):

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from ..protocol.values import encode
 from .config import ConfigError, check_name
@@ -136,8 +136,23 @@ class ModelHandle:
         return buffersize
 
 
+class _NoBar:
+    """What counts when no progress is shown, without importing what would show it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def update(self) -> None:
+        return
+
+
 def _bar(name: str, xs: Iterable[Any], *, shown: bool) -> Any:
+    if not shown:
+        return _NoBar()
     from tqdm.auto import tqdm
 
     total = len(xs) if hasattr(xs, "__len__") else None  # pyright: ignore[reportArgumentType]
-    return tqdm(total=total, desc=name, disable=not shown)
+    return tqdm(total=total, desc=name)

@@ -11,14 +11,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
-
-from .futures import Waitable
+from typing import Final, Protocol
 
 #: How long the background thread leaves receiving to a thread that may be about to wait.
 _DOZE_S: Final = 0.002
 #: How long it goes on dozing when nothing is due, before it sleeps until it is called.
 _AWAKE_S: Final = 0.05
+
+
+class Waitable(Protocol):
+    """What can be waited for."""
+
+    @property
+    def condition(self) -> threading.Condition:
+        """Notified when `done` may have changed."""
+        ...
+
+    def done(self) -> bool:
+        """Whether waiting is over."""
+        ...
 
 
 class Receiver:

@@ -13,8 +13,7 @@ from typing import Any, cast
 
 from .errors import InvalidRequest
 from .limits import INLINE_ARRAY_BYTES, MAX_DIMENSIONS
-from .tensors import NUMPY_NAMES, TORCH_NAMES, array_bytes
-from .values import ArrayData, Buffer
+from .tensors import NUMPY_NAMES, TORCH_NAMES, ArrayData, Buffer, array_bytes
 
 _NUMPY_TO_WIRE = {numpy: wire for wire, numpy in NUMPY_NAMES.items()}
 _TORCH_TO_WIRE = {f"torch.{torch}": wire for wire, torch in TORCH_NAMES.items()}

@@ -22,7 +22,7 @@ from .errors import InvalidRequest
 from .frames import StreamDecoder, stream_parts
 from .limits import MAX_FDS
 from .messages import Message
-from .values import Buffer
+from .tensors import Buffer
 
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 #: The most pieces that one sendmsg takes (IOV_MAX is 1024 on Linux).

@@ -23,7 +23,7 @@ from .errors import InvalidRequest
 from .limits import MAX_BUFFER_BYTES, MAX_BUFFERS, MAX_FDS, MAX_HEADER_BYTES, WIRE_VERSION
 from .mapping import MAP_NORESERVE
 from .messages import NUMBERS, Message, parse
-from .values import Buffer
+from .tensors import Buffer
 
 _PREFIX: Final = struct.Struct("<BBHI")
 _SIZE: Final = struct.Struct("<Q")

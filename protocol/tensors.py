@@ -1,12 +1,15 @@
-"""Dtypes of arrays on the wire, named as in safetensors, and how many bytes an array takes."""
+"""Arrays on the wire: their dtypes, named as in safetensors, and how many bytes they take."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 from .limits import MAX_DIMENSIONS
+
+#: Whatever offers its bytes without a copy.
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 #: Bytes per element. The names are those of safetensors' header, extended by the complex and quantised
 #: types that torch has and safetensors lacks.
@@ -31,6 +34,22 @@ TORCH_NAMES: Final[dict[str, str]] = {
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu", "C32": "complex32",
 }  # fmt: skip
+
+
+class ArrayData(NamedTuple):
+    """One dense array, whatever library it belongs to.
+
+    Attributes:
+        family: ``n`` for a NumPy array, ``s`` for a NumPy scalar, ``t`` for a torch tensor.
+        dtype: name as in `ITEMSIZE_BYTES`.
+        shape: lengths, row-major.
+        data: the elements' bytes, C-contiguous, little-endian.
+    """
+
+    family: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: Buffer
 
 
 def array_bytes(dtype: str, shape: Sequence[int]) -> int:

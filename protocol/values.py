@@ -13,15 +13,13 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgpack
 
 from .errors import InvalidRequest
 from .limits import INLINE_ARRAY_BYTES, MAX_BODY_BYTES, MAX_BUFFER_BYTES, MAX_BUFFERS, MAX_DEPTH
-
-#: Whatever offers its bytes without a copy.
-Buffer: TypeAlias = "bytes | bytearray | memoryview"
+from .tensors import ArrayData, Buffer
 
 TUPLE: Final = 1
 BIG_INTEGER: Final = 2
@@ -38,22 +36,6 @@ class Encoded(NamedTuple):
 
     body: bytes
     buffers: list[Buffer]
-
-
-class ArrayData(NamedTuple):
-    """One dense array, whatever library it belongs to.
-
-    Attributes:
-        family: ``n`` for a NumPy array, ``s`` for a NumPy scalar, ``t`` for a torch tensor.
-        dtype: name as in `tensors.ITEMSIZE_BYTES`.
-        shape: lengths, row-major.
-        data: the elements' bytes, C-contiguous, little-endian.
-    """
-
-    family: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: Buffer
 
 
 class _Unencodable(Exception):

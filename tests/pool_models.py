@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import psutil
 import torch
 from torch import nn
 
@@ -109,6 +110,12 @@ def make_late(path: str, begun: str):
 
 def make_too_large():
     return torch.empty(1 << 46, dtype=torch.uint8)
+
+
+def make_larger_than_free():
+    """Memory that nobody touches, so that it can be had; the region for it cannot."""
+    memory = psutil.virtual_memory()
+    return torch.empty((memory.total + memory.available) // 2, dtype=torch.uint8)
 
 
 def make_unpicklable():

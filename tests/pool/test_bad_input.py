@@ -16,6 +16,7 @@ from onecopy.pool import (
     Model,
     ModelError,
     ModelNotFound,
+    OutOfBudget,
     Pool,
     SupervisorLost,
 )
@@ -98,6 +99,11 @@ def test_a_model_that_cannot_be_built_says_why(pool, model, said):
 
     with pytest.raises(LoadFailed, match=said):
         load_and_run()
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_numbers(pool):
+    with pytest.raises(OutOfBudget, match=r"needs [\d,]+ bytes, and [\d,]+ are available"):
+        pool.load("large", pool_models.make_larger_than_free)
 
 
 def test_a_truncated_file_says_so(pool, tmp_path):
