@@ -19,7 +19,7 @@ from .control import ControlSocket
 
 #: A supervisor starts in a tenth of a second; one that takes this long never will.
 _START_S: Final = 30.0
-#: What it may take to end once nothing is left to answer: children get 3 s, see `core.fleet`.
+#: What it may take to end once nothing is left to answer: children get 4 s, see `core.fleet`.
 _END_S: Final = 10.0
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, cast
 import msgpack
 
 from .errors import InvalidRequest
-from .limits import MAX_BUFFER_BYTES, MAX_BUFFERS, MAX_FDS, MAX_HEADER_BYTES, WIRE_VERSION
+from .limits import MAX_BUFFER_BYTES, MAX_BUFFERS, MAX_FDS, MAX_HEADER_BYTES, PACKER_BYTES, WIRE_VERSION
 from .mapping import MAP_NORESERVE
 from .messages import NUMBERS, Message, parse
 from .tensors import Buffer
@@ -44,7 +44,8 @@ class Received(NamedTuple):
 
 def pack_header(message: Message) -> bytes:
     """Return the header frame of a message."""
-    return cast(bytes, msgpack.packb([WIRE_VERSION, NUMBERS[type(message)], *message]))
+    packer = msgpack.Packer(buf_size=PACKER_BYTES)
+    return cast(bytes, packer.pack([WIRE_VERSION, NUMBERS[type(message)], *message]))
 
 
 def unpack_header(header: Buffer) -> Message:

@@ -58,7 +58,7 @@ class Submit(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Forget a request; it gets no answer any more."""
+    """Give a request up; if it is not answered yet, `Failed` answers it at once."""
 
     request: int
 

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, cast
 import msgpack
 
 from .errors import InvalidRequest
-from .limits import INLINE_ARRAY_BYTES, MAX_BODY_BYTES, MAX_BUFFER_BYTES, MAX_BUFFERS, MAX_DEPTH
+from .limits import INLINE_ARRAY_BYTES, MAX_BODY_BYTES, MAX_BUFFER_BYTES, MAX_BUFFERS, MAX_DEPTH, PACKER_BYTES
 from .tensors import ArrayData, Buffer
 
 TUPLE: Final = 1
@@ -113,7 +113,8 @@ class _Encoder:
         if self._depth > MAX_DEPTH:
             raise _TooDeep
         self._depth += 1
-        packed = msgpack.packb(value, default=self._plain, strict_types=True)
+        packer = msgpack.Packer(default=self._plain, strict_types=True, buf_size=PACKER_BYTES)
+        packed = packer.pack(value)
         self._depth -= 1
         return cast(bytes, packed)
 
@@ -140,7 +141,8 @@ class _Encoder:
             place = bytes(array.data)
         else:
             place = self._put_aside(array.data)
-        packed = msgpack.packb([array.family, array.dtype, list(array.shape), place])
+        packer = msgpack.Packer(buf_size=PACKER_BYTES)
+        packed = packer.pack([array.family, array.dtype, list(array.shape), place])
         return msgpack.ExtType(ARRAY, cast(bytes, packed))
 
     def _put_aside(self, data: Buffer) -> int:
