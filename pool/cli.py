@@ -116,13 +116,13 @@ def logs(
     endpoint: Endpoint = None,
 ) -> None:
     """Show what the pool's processes printed lately."""
-    from .launch import format_line
+    from .supervisor.logs import Line
 
     names = ("pid", "role", "model", "request", "text", "count")
     with connect_control(endpoint) as control:
         try:
             for line in control.lines(follow=follow):
-                print_line(json.dumps(dict(zip(names, line, strict=True))) if as_json else format_line(line))
+                print_line(json.dumps(dict(zip(names, line, strict=True))) if as_json else str(Line(*line)))
                 sys.stdout.flush()
         except KeyboardInterrupt:
             if not follow:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from ..protocol.channel import Channel
-from ..protocol.errors import PoolError, SupervisorLost, from_record
+from ..protocol.errors import SupervisorLost, from_record
 from ..protocol.messages import Admit, Admitted, Done, FollowLogs, LogLines, Message, Refused
 from .runtime import CONTROL
 
@@ -73,14 +73,6 @@ class ControlSocket:
             self._channel.send(message, fds=fds)
         except OSError as error:
             raise SupervisorLost(f"the supervisor at ipc://{self._directory} is gone") from error
-
-    def wait_for_end(self) -> None:
-        """Wait until the supervisor hangs up."""
-        try:
-            while self._channel.receive() is not None:
-                pass
-        except (OSError, PoolError):
-            return
 
     def lines(self, *, follow: bool) -> Iterator[list[Any]]:
         """Yield what the pool's processes printed, ``[pid, role, model, request, text, count]`` each."""

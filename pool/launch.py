@@ -16,6 +16,7 @@ from ..protocol.leftovers import remove_if_abandoned
 from ..protocol.messages import Configure, Refused, Serving, StopPool
 from .config import Settings
 from .control import ControlSocket
+from .supervisor.logs import Line
 
 #: A supervisor starts in a tenth of a second; one that takes this long never will.
 _START_S: Final = 30.0
@@ -106,12 +107,4 @@ class OwnedSupervisor:
 def _write_lines(control: ControlSocket) -> None:
     with contextlib.suppress(PoolError, OSError, ValueError):
         for line in control.lines(follow=True):
-            print(format_line(line), file=sys.stderr, flush=True)  # noqa: T201 - this is the caller's log
-
-
-def format_line(line: list[object]) -> str:
-    """Return a line of a pool's log as people read it."""
-    pid, role, model, request, text, count = line
-    about = f" {model}#{request}" if request else ""
-    times = f" (x{count})" if count != 1 else ""
-    return f"[{role} {pid}{about}] {text}{times}"
+            print(Line(*line), file=sys.stderr, flush=True)  # noqa: T201 - this is the caller's log

@@ -73,6 +73,8 @@ class Memory(View):
         total_bytes: the processes' proportional share of anonymous and file pages, and all regions once.
         weights_bytes: the one copy of all weights.
         weights_bytes_unshared: what private copies in the workers that hold them would take.
+        slots_bytes, mailboxes_bytes, spilled_bytes: 0, because a pool has no workspace slots and mailboxes yet;
+            what runs allocate is in the workers' private memory.
         app_held_bytes: what this app still holds of objects that it passed in, besides the one copy.
         processes: each process of the pool; the app itself is not one.
     """

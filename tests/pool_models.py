@@ -33,10 +33,14 @@ class Scale(nn.Module):
     def address(self) -> int:
         return self.weight.data_ptr()
 
-    def set_weight(self, value: float) -> float:
+    def set_weight(self, value: float) -> tuple[int, float]:
         with torch.no_grad():
             self.weight.fill_(value)
-        return float(self.weight[0])
+        return self.peek()
+
+    def peek(self) -> tuple[int, float]:
+        """Who this is, and what weight it sees."""
+        return os.getpid(), float(self.weight[0].detach())
 
     def grads(self) -> bool:
         return torch.is_grad_enabled()

@@ -146,11 +146,6 @@ class ClientSockets:
             self._outbox_bytes.pop(peer, None)
             self._left(peer)
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether some client has answers waiting."""
-        return bool(self._outboxes)
-
     def close(self, linger_ms: int) -> None:
         """Close the sockets, after giving what was sent a moment to leave."""
         for router in self._sockets.values():

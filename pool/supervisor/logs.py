@@ -24,6 +24,11 @@ class Line(NamedTuple):
     text: str
     times: int
 
+    def __str__(self) -> str:
+        about = f" {self.model}#{self.request}" if self.request else ""
+        times = f" (x{self.times})" if self.times != 1 else ""
+        return f"[{self.role} {self.pid}{about}] {self.text}{times}"
+
 
 class Logs:
     """Collects output and tells it, a moment later, to whoever listens.

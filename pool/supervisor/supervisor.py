@@ -49,7 +49,6 @@ class Supervisor:
         self.settings = settings
         self._directory = directory
         self._is_verbose = is_verbose
-        self._started_at = time.monotonic()
         self._events: deque[events.Event] = deque()
         self._is_handling = False
         self._granted: dict[int, list[Region]] = {}
@@ -256,9 +255,7 @@ class Supervisor:
                 self._control.send(caller, plain)
         if self._is_verbose:
             for line in lines:
-                times = f" (x{line.times})" if line.times > 1 else ""
-                about = f" {line.model}#{line.request}" if line.request else ""
-                print(f"[{line.role} {line.pid}{about}] {line.text}{times}", file=sys.stderr, flush=True)  # noqa: T201
+                print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     def _note(self, text: str) -> None:
         self._answers.notes.append(text)

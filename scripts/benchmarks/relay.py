@@ -6,9 +6,7 @@ What any pool whose requests pass a supervisor over ZeroMQ must pay: two sockets
 from __future__ import annotations
 
 import multiprocessing
-import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -88,8 +86,7 @@ def relay(body: bytes) -> Iterator[Relay]:
         for process in processes:
             process.start()
         client = Relay(front, body)
-        time.sleep(0.5 if os.environ.get("PYTEST_CURRENT_TEST") is None else 0)
-        client.one()
+        client.one()  # waits until the worker has come
         try:
             yield client
         finally:
