@@ -1,4 +1,4 @@
-"""The command line: ``onecopy serve | status | models | memory | run | batch | load | unload | logs | stop``.
+"""The command line: ``onecopy serve | status | models | memory | run | batch | load | unload | logs | stop ...``.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on standard error; what a model raised keeps
 its remote traceback. Everything but the command line's grammar is imported by the command that needs it, so that
@@ -10,18 +10,25 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
 from .command import (
     ArgJson,
     AsJson,
+    Dtype,
     Endpoint,
     KwargJson,
     Method,
+    Residency,
     Retries,
+    Sharing,
+    Source,
+    Task,
     Timeout,
+    Trusted,
+    Weights,
     connect,
     connect_control,
     full_endpoint,
@@ -104,6 +111,15 @@ def stop(
     with connect_control(endpoint) as control, process_at(control) as gone:
         control.tell(StopPool(not now))
         gone.poll()
+
+
+@app.command()
+@reports_errors
+def doctor(as_json: AsJson = False) -> None:
+    """Show whether everything that onecopy uses is here; exit code 1 if something that it needs is missing."""
+    from .doctor import examine, report
+
+    report(examine(), as_json=as_json)
 
 
 @app.command()
@@ -251,20 +267,33 @@ def batch(
 @reports_errors
 def load(
     name: Annotated[str, typer.Argument(help="What the model is to be called.")],
-    source: Annotated[str, typer.Argument(help="What builds it: package.module:name; found from here.")],
+    source: Source,
     arg: ArgJson = None,
     kwarg: KwargJson = None,
+    weights: Weights = None,
+    dtype: Dtype = None,
+    task: Task = None,
+    trusted: Trusted = False,
+    residency: Residency = "memory",
+    sharing: Sharing = "shared",
     method: Annotated[str, typer.Option(help="What a request calls that names no method.")] = "__call__",
     warm: Annotated[bool, typer.Option("--warm", help="Have every worker make it ready at once.")] = False,
     grad: Annotated[bool, typer.Option("--grad", help="Run with autograd.")] = False,
     endpoint: Endpoint = None,
 ) -> None:
-    """Load a model, or a new version of one, while the pool serves; returns when workers can run it."""
+    """Load a model, or a new version of one, while the pool serves; returns when workers can run it.
+
+    Relative paths begin here. With a path, --kwarg goes to the library that loads it.
+    """
     from .config import Model, check_name
     from .sources import app_paths, load_by_name
 
     given = json_arguments(arg, kwarg)
-    model = Model(source, args=given["args"], kwargs=given["kwargs"], method=method, warm=warm, grad=grad)
+    model = Model(
+        source, args=given["args"], kwargs=given["kwargs"], weights=weights, dtype=dtype, task=task,
+        trusted=trusted, residency=cast(Any, residency), sharing=cast(Any, sharing), method=method, warm=warm,
+        grad=grad,
+    )  # fmt: skip
     paths = [os.getcwd(), *app_paths()]
     order = load_by_name(check_name("model", name), model, paths, eager=True)
     with connect_control(endpoint) as control:

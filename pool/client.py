@@ -8,14 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from ..protocol.errors import InvalidRequest
-from ..protocol.messages import LoadModel, Message, UnloadModel
+from ..protocol.messages import UnloadModel
+from .attach import attach
 from .config import ConfigError, Model, Settings, check_name, cores, default_endpoint
 from .connection import Connection
 from .control import ControlSocket
 from .futures import PoolFuture
 from .handle import ModelHandle
+from .handover import hand_over
 from .launch import OwnedSupervisor
-from .sources import app_paths, hand_over, load_by_factory, load_by_name
+from .sources import app_paths, load_by_factory, load_by_name
 from .views import Memory, ModelInfo, Status
 
 #: What the only model of ``Pool(model)`` is called.
@@ -93,6 +95,11 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool at {self._connection.endpoint}, {self._connection.unanswered} unanswered>"
 
+    @property
+    def endpoint(self) -> str:
+        """Where other processes of this user can join: `Pool.connect` takes it."""
+        return self._connection.endpoint
+
     def __enter__(self) -> Self:
         return self
 
@@ -163,8 +170,23 @@ class Pool:
         Raises:
             ModelNotFound: no model has this name.
         """
-        self._ask(UnloadModel(name), [])
+        with self._control() as control:
+            control.ask(UnloadModel(name))
         self._held_bytes.pop(name, None)
+
+    def attach(self, name: str) -> Any:
+        """Return a model itself, in this process, its weights mapped from the one copy.
+
+        It is the real object, with its hooks: activations can be looked at and gradients taken. What it costs is a
+        skeleton; a write into a weight is seen here alone. It is loaded if it is not. The pool keeps its memory
+        until this process ends or uses it no more, even if it is unloaded or the pool ends meanwhile.
+
+        Raises:
+            ModelNotFound: no model has this name.
+            LoadFailed: it cannot be loaded, or its classes cannot be imported here.
+            InvalidRequest: the pool is reached over tcp, or each worker builds this model anew.
+        """
+        return attach(check_name("model", name), self._control())
 
     def models(self) -> list[ModelInfo]:
         """Return what models there are, and how they do."""
@@ -202,23 +224,23 @@ class Pool:
             self._finalizer()
 
     def _load(self, name: str, model: Model, *, eager: bool) -> None:
-        if model.kind == "import":
-            self._ask(load_by_name(name, model, app_paths(), eager=eager), [])
-        elif model.kind == "factory":
-            self._ask(load_by_factory(name, model, eager=eager), [])
-        else:
-            self._held_bytes[name] = hand_over(name, model, self._ask, eager=eager)
+        with self._control() as control:
+            if model.kind == "object":
+                self._held_bytes[name] = hand_over(name, model, control, eager=eager)
+            elif model.kind == "factory":
+                control.ask(load_by_factory(name, model, eager=eager))
+            else:
+                control.ask(load_by_name(name, model, app_paths(), eager=eager))
 
-    def _ask(self, message: LoadModel | UnloadModel, fds: list[int]) -> Message:
-        """Ask something that goes over the unix socket alone, on a connection of its own."""
+    def _control(self) -> ControlSocket:
+        """Return a new connection of the kind over which code and memory may travel."""
         self._connection.check_usable()
         if not self._connection.directory:
             raise InvalidRequest(
-                f"{self._connection.endpoint}: code and control never travel over tcp; connect on the "
+                f"{self._connection.endpoint}: code, memory and control never travel over tcp; connect on the "
                 "supervisor's machine, as its user, over ipc://"
             )
-        with ControlSocket(self._connection.directory) as control:
-            return control.ask(message, fds)
+        return ControlSocket(self._connection.directory)
 
 
 def _named(models: Any) -> dict[str, Model]:

@@ -35,6 +35,41 @@ Retries = Annotated[int, typer.Option(help="How many deaths of a worker a reques
 ArgJson = Annotated[list[str] | None, typer.Option("--arg", metavar="JSON", help="A positional argument.")]
 KwargJson = Annotated[list[str] | None, typer.Option("--kwarg", metavar="KEY=JSON", help="A keyword argument.")]
 
+# What `load` takes besides, as `config.Model` has it.
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A factory: package.module:name, found from here. A path, one in this folder as ./name: a folder of "
+        "transformers or sentence-transformers, an exported program or compiled package (.pt2), a saved module "
+        "(.pt, .pth). Or owner/model, from the local cache of the Hugging Face hub."
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="The weights of the nn.Module that a factory builds: a safetensors file, an index of several, a "
+        "folder with either, or a state dict (.pt).",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="bfloat16, float16 or float32: what floating-point weights are cast to once loaded."),
+]
+Task = Annotated[
+    str | None, typer.Option(help="What the pipeline of a folder is for, such as text-classification.")
+]
+Trusted = Annotated[
+    bool, typer.Option("--trusted", help="Load a saved module: a pickle, which runs whatever code it holds.")
+]
+Residency = Annotated[
+    str,
+    typer.Option(help="memory; or file: workers map a weights file itself where it has them as they are used."),
+]
+Sharing = Annotated[
+    str, typer.Option(help="shared: equal weights of several models are stored once; or private: not of this one.")
+]
+
 
 def reports_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
     """Turn the errors of a command into a line on standard error and an exit code."""

@@ -20,11 +20,15 @@ from typing import Any, Final, Literal, cast
 from ..protocol.errors import InvalidRequest
 from ..protocol.limits import MAX_NAME_BYTES
 
-SourceKind = Literal["object", "factory", "import"]
+SourceKind = Literal["object", "factory", "import", "path"]
 
 #: What may stand for a model or method on the wire and in a file.
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*")
 _IMPORT: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+_SAID: Final = {
+    "object": "an object that already exists", "factory": "a factory", "import": "a factory", "path": "a path",
+}  # fmt: skip
 _CODE: Final = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 #: Workers beyond this are surely a mistake; each is a process.
 MAX_WORKERS: Final = 1024
@@ -38,14 +42,32 @@ class ConfigError(InvalidRequest):
 class Model:
     """A model and how it is run.
 
+    Relative paths are meant from the folder in which this process is; in a pool.toml, from that of the file.
+
     Args:
         source: an object that holds tensors (an ``nn.Module``, a pipeline): shared as it is. A class, function
             or ``functools.partial``: a factory, called once, in a loader process, with ``args`` and ``kwargs``.
-            A string ``"package.module:name"``: a factory by name.
-        args, kwargs: what the factory is called with.
+            A string ``"package.module:name"``: a factory by name. A path (a string with a ``/``, beginning with
+            ``.`` or ending in ``.pt2``, ``.pt`` or ``.pth``, or a path object): a folder of transformers or
+            sentence-transformers, an exported program (``.pt2``), a saved module (``.pt``, ``.pth``). A name on
+            the Hugging Face hub, ``"owner/model"``, is looked for in the local cache.
+        args, kwargs: what the factory is called with; for a folder, ``kwargs`` go to the library that loads it.
+        weights: the weights of the ``nn.Module`` that a factory builds: a safetensors file, an index of several,
+            a folder with either, or a state dict in a ``.pt`` file; or those of a compiled package (``.pt2``) that
+            holds none. They are taken by reference: the factory's
+            own parameters get no memory, and theirs are the dtypes of the file. A factory that needs values of
+            its parameters is called once more, the ordinary way, and the model's notes say so.
+        dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``: what floating parameters and buffers are cast to
+            once they are loaded, before ``prepare``; integers and complex numbers stay.
+        task: what a folder's transformers pipeline is for, such as ``"text-classification"``.
+        trusted: load a saved module, which is a pickle and runs whatever code it holds.
         prepare: called once with the model before it is shared (folding, casting); returns the model to
             share, or None for the one it was given. With an object it is called in this process.
         method: what a request calls when it names no method.
+        residency: ``"memory"``: the one copy is in memory. ``"file"``: where weights lie in a file as they are
+            used, workers map that file, for weights that are larger than memory or needed at once.
+        sharing: ``"shared"``: equal weights of several models are stored once. ``"private"``: the workers share
+            the weights of this model, and no other model does.
         grad: run with autograd; otherwise every run is under ``torch.inference_mode``.
         warm: have every worker thaw the model as soon as it is loaded, and load it when the pool starts.
         repoint: let the tensors of an object that was passed in use the one copy too, so that this process
@@ -59,38 +81,97 @@ class Model:
     _: dataclasses.KW_ONLY
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    weights: str | os.PathLike[str] | None = None
+    dtype: str | None = None
+    task: str | None = None
+    trusted: bool = False
     prepare: Callable[[Any], Any] | str | None = None
     method: str = "__call__"
+    residency: Literal["memory", "file"] = "memory"
+    sharing: Literal["shared", "private"] = "shared"
     grad: bool = False
     warm: bool = False
     repoint: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind == "object" and (self.args or self.kwargs):
-            raise ConfigError("args and kwargs are for factories; this source is an object that already exists")
-        if isinstance(self.source, str) and not _IMPORT.fullmatch(self.source):
-            raise ConfigError(
-                f"source {self.source!r} is not of the form 'package.module:name'; to load from a folder or file, "
-                "name the class or function that does it and pass the path in args"
-            )
+        if isinstance(self.source, str | os.PathLike):
+            object.__setattr__(self, "source", _source(self.source, os.getcwd()))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", _path("weights", self.weights, os.getcwd()))
         if isinstance(self.prepare, str) and not _IMPORT.fullmatch(self.prepare):
             raise ConfigError(f"prepare {self.prepare!r} is not of the form 'package.module:name'")
+        _check_choice("dtype", self.dtype, (None, "bfloat16", "float16", "float32"))
+        _check_choice("residency", self.residency, ("memory", "file"))
+        _check_choice("sharing", self.sharing, ("shared", "private"))
         check_name("method", self.method)
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Refuse what makes no sense for this kind of source."""
+        kind = self.kind
+        if kind == "object" and (self.args or self.kwargs):
+            raise ConfigError("args and kwargs are for factories; this source is an object that already exists")
+        if kind == "path" and self.args:
+            raise ConfigError(
+                "args are for factories; this source is a path, and kwargs alone go to what loads it"
+            )
+        takes_weights = kind in ("factory", "import") or str(self.source).endswith(".pt2")
+        if self.weights is not None and not takes_weights:
+            raise ConfigError(
+                f"weights are for what a factory builds and for compiled packages; this source is {_SAID[kind]}"
+            )
+        if kind == "object" and self.dtype is not None:
+            raise ConfigError(
+                "dtype is for models that a loader builds; cast an object that already exists yourself"
+            )
+        if kind == "object" and self.residency == "file":
+            raise ConfigError("residency 'file' is for weights files; this source is an object in memory")
+        for key in ("task", "trusted"):
+            if getattr(self, key) and kind != "path":
+                raise ConfigError(f"{key} is for paths; this source is {_SAID[kind]}")
 
     @property
     def kind(self) -> SourceKind:
         """How the model comes to be."""
         if isinstance(self.source, str):
-            return "import"
+            return "import" if _IMPORT.fullmatch(self.source) else "path"
         return "factory" if isinstance(self.source, _CODE) else "object"
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the supervisor and the workers need to know, as plain values."""
-        options: dict[str, Any] = {"method": self.method, "grad": self.grad, "warm": self.warm}
+        """What the supervisor, loaders and workers need to know, as plain values."""
+        options: dict[str, Any] = {
+            "method": self.method, "grad": self.grad, "warm": self.warm, "residency": self.residency,
+            "sharing": self.sharing,
+        }  # fmt: skip
+        for key in ("weights", "dtype", "task", "trusted"):
+            if value := getattr(self, key):
+                options[key] = value
         if isinstance(self.prepare, str):
             options["prepare"] = self.prepare
         return options
+
+
+def _source(text: str | os.PathLike[str], folder: str) -> str:
+    """Return an import string or hub name as it is, and a path as an absolute one."""
+    if not isinstance(text, str):
+        return _path("source", text, folder)
+    if _IMPORT.fullmatch(text):
+        return text
+    if not ("/" in text or text.startswith(".") or text.endswith((".pt2", ".pt", ".pth"))):
+        raise ConfigError(
+            f"source {text!r} is neither of the form 'package.module:name' nor a path; write a path in this "
+            f"folder as {'./' + text!r}, and a name on the hub as 'owner/model'"
+        )
+    path = _path("source", text, folder)
+    return text if _HUB_NAME.fullmatch(text) and not os.path.exists(path) else path
+
+
+def _path(what: str, value: str | os.PathLike[str], folder: str) -> str:
+    path = os.fspath(value) if isinstance(cast(Any, value), str | os.PathLike) else None
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ConfigError(f"{what} must be the path of a file or folder, not {value!r}")
+    return os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
 
 
 def check_name(what: str, name: str) -> str:
@@ -180,12 +261,12 @@ def read_toml(path: str) -> tuple[Settings, dict[str, Model]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     try:
-        return _from_document(document)
+        return _from_document(document, os.path.dirname(os.path.abspath(path)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}") from error
 
 
-def _from_document(document: dict[str, Any]) -> tuple[Settings, dict[str, Model]]:
+def _from_document(document: dict[str, Any], folder: str) -> tuple[Settings, dict[str, Model]]:
     tables = document.pop("models", {})
     if not isinstance(tables, dict):
         raise ConfigError("models must be a table: [models.NAME]")
@@ -195,11 +276,11 @@ def _from_document(document: dict[str, Any]) -> tuple[Settings, dict[str, Model]
     _check_types("", document, {"workers": int, "slots": int, "threads": int, "name": str, "listen": list})
     models: dict[str, Model] = {}
     for name, table in cast("dict[str, Any]", tables).items():
-        models[check_name("model", name)] = _model_from_table(f"models.{name}", table)
+        models[check_name("model", name)] = _model_from_table(f"models.{name}", table, folder)
     return Settings.from_wire(document), models
 
 
-def _model_from_table(where: str, table: Any) -> Model:
+def _model_from_table(where: str, table: Any, folder: str) -> Model:
     if not isinstance(table, dict):
         raise ConfigError(f"{where} must be a table with a source")
     values = cast("dict[str, Any]", table)
@@ -207,12 +288,16 @@ def _model_from_table(where: str, table: Any) -> Model:
     if "source" not in values:
         raise ConfigError(f"[{where}] has no source, such as source = 'package.module:name'")
     types_: dict[str, type] = {
-        "source": str, "args": list, "kwargs": dict, "prepare": str, "method": str, "grad": bool, "warm": bool,
+        "source": str, "args": list, "kwargs": dict, "weights": str, "dtype": str, "task": str, "trusted": bool,
+        "prepare": str, "method": str, "residency": str, "sharing": str, "grad": bool, "warm": bool,
         "repoint": bool,
     }  # fmt: skip
     _check_types(f"{where}.", values, types_)
     try:
-        return Model(values.pop("source"), **values)
+        values["source"] = _source(values["source"], folder)
+        if "weights" in values:
+            values["weights"] = _path("weights", values["weights"], folder)
+        return Model(**values)
     except ConfigError as error:
         raise ConfigError(f"[{where}] {error.message}") from error
 
@@ -231,6 +316,12 @@ def _check_keys(where: str, values: Mapping[str, Any], kind: type[Any], also: Se
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise ConfigError(f"{where} has an unknown key {key!r}; {hint}")
+
+
+def _check_choice(what: str, value: Any, choices: Sequence[str | None]) -> None:
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices if choice is not None)
+        raise ConfigError(f"{what} must be one of {known}, not {value!r}")
 
 
 def _check_count(what: str, value: Any, least: int, most: int) -> None:
@@ -268,4 +359,8 @@ def zygote_environment() -> dict[str, str]:
     """Return the environment of the zygote and, through it, of every worker."""
     # OpenBLAS starts its threads when numpy is imported, and a process with threads must not fork. NVML tells
     # whether there is a GPU without initialising CUDA, which would not survive a fork either.
-    return os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    needed = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    # Arrow's allocator, which pandas may import, starts a thread unless told not to. A compiled package aborts its
+    # process on an input of another dtype, and computes nonsense on one of another shape, unless it checks them.
+    better = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "AOTI_RUNTIME_CHECK_INPUTS": "1"}
+    return better | os.environ | needed

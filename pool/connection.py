@@ -49,6 +49,7 @@ _HEARTBEAT_MS: Final = 1000
 #: Plain integers: arithmetic with pyzmq's enumerations takes microseconds.
 _POLLIN: Final = int(zmq.POLLIN)
 _NOBLOCK: Final = int(zmq.NOBLOCK)
+_RCVMORE: Final = int(zmq.RCVMORE)
 
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -228,8 +229,12 @@ class Connection:
         with self._lock:
             if self._socket.closed:
                 return False
+            receive, has_more_frames = self._socket.recv, self._socket.get
             while len(arrived) < _READ_AT_ONCE and _is_readable(self._socket):
-                arrived.append(self._socket.recv_multipart(_NOBLOCK))
+                frames = [receive(_NOBLOCK)]
+                while has_more_frames(_RCVMORE):
+                    frames.append(receive(_NOBLOCK))
+                arrived.append(frames)
         try:
             for frames in arrived:
                 self._handle(unpack_header(frames[0]), frames[1:])

@@ -7,9 +7,20 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
-from ..protocol.channel import Channel
+from ..protocol.channel import Channel, Delivery
 from ..protocol.errors import SupervisorLost, from_record
-from ..protocol.messages import Admit, Admitted, Done, FollowLogs, LogLines, Message, Refused
+from ..protocol.granter import ChannelGranter
+from ..protocol.messages import (
+    Admit,
+    Admitted,
+    Attached,
+    AttachModel,
+    Done,
+    FollowLogs,
+    LogLines,
+    Message,
+    Refused,
+)
 from .runtime import CONTROL
 
 
@@ -87,6 +98,22 @@ class ControlSocket:
             if isinstance(answer, LogLines):
                 yield from answer.lines
 
+    def granter(self) -> ChannelGranter:
+        """Return what asks for regions over this socket."""
+        return ChannelGranter(self._channel)
+
+    def attach(self, name: str) -> tuple[Attached, list[int]]:
+        """Ask for a model's weights; the descriptors of their regions are the caller's to close.
+
+        Raises:
+            PoolError: it is refused, or cannot be loaded.
+            SupervisorLost: there is no answer.
+        """
+        self.tell(AttachModel(name))
+        delivery = self._receive()
+        assert isinstance(delivery.message, Attached)
+        return delivery.message, delivery.fds
+
     def close(self) -> None:
         """Hang up."""
         self._channel.close()
@@ -99,6 +126,9 @@ class ControlSocket:
             return
 
     def _answer(self) -> Message:
+        return self._receive().message
+
+    def _receive(self) -> Delivery:
         try:
             delivery = self._channel.receive()
         except OSError as error:
@@ -107,4 +137,4 @@ class ControlSocket:
             raise SupervisorLost(f"the supervisor at ipc://{self._directory} is gone")
         if isinstance(delivery.message, Refused):
             raise from_record(delivery.message.error)
-        return delivery.message
+        return delivery

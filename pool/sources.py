@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
-from ..protocol.errors import LoadFailed, OutOfBudget
-from ..protocol.messages import LoadModel, Message
+from ..protocol.errors import LoadFailed
+from ..protocol.messages import LoadModel
 from ..protocol.values import encode
 from .config import Model
-from .memory.base import RegionRefused
-from .memory.memfd import MemfdStore
-
-Send = Callable[[LoadModel, list[int]], Message]
 
 
 def load_by_name(name: str, model: Model, paths: list[str], *, eager: bool = False) -> LoadModel:
-    """Return the order to load a model whose factory is named by a string; ``paths``: where modules may lie.
+    """Return the order to load a model that a string names: a factory, or a folder or file.
+
+    Args:
+        name: what the model is to be called.
+        model: its kind is ``import`` or ``path``.
+        paths: where modules may lie.
+        eager: whether to wait until workers can run it.
 
     Raises:
         InvalidRequest: its arguments are no plain values.
+        LoadFailed: they are large, or ``prepare`` cannot be pickled.
     """
     arguments = encode([list(model.args), dict(model.kwargs)], name="args and kwargs")
     if arguments.buffers:
         raise LoadFailed(f"{name}: args and kwargs are for small values; pass large arrays by the path of a file")
     order = [str(model.source), arguments.body]
-    return LoadModel(name, "import", model.options, order, b"", [], paths, eager)
+    prepare = model.prepare
+    pickled = b"" if prepare is None or isinstance(prepare, str) else _pickled(name, "prepare", prepare)
+    return LoadModel(name, model.kind, model.options, order, pickled, [], paths, [], eager)
 
 
 def load_by_factory(name: str, model: Model, *, eager: bool) -> LoadModel:
@@ -37,58 +40,9 @@ def load_by_factory(name: str, model: Model, *, eager: bool) -> LoadModel:
     Raises:
         LoadFailed: the callable or its arguments cannot be pickled.
     """
-    import cloudpickle
-
-    options = dict(model.options)
-    options.pop("prepare", None)
-    try:
-        pickled = cloudpickle.dumps((model.source, tuple(model.args), dict(model.kwargs), model.prepare))
-    except Exception as error:
-        raise LoadFailed(f"{name}: the factory cannot be sent to a loader: {error}") from error
-    return LoadModel(name, "factory", options, [], pickled, [], app_paths(), eager)
-
-
-def hand_over(name: str, model: Model, send: Send, *, eager: bool) -> int:
-    """Freeze an object of this process, hand its memory over, and let the object use the one copy.
-
-    Args:
-        name: what the model is to be called.
-        model: its source is the object.
-        send: sends an order with descriptors, and waits until the supervisor has taken it.
-        eager: whether to wait until workers can run it.
-
-    Returns:
-        How many bytes of the object's memory this process still holds besides the one copy.
-
-    Raises:
-        LoadFailed: it cannot be pickled, or the supervisor cannot take it.
-        OutOfBudget: there is not enough memory for the copy.
-    """
-    from ..protocol.frozen import FreezeError, freeze
-    from ..protocol.mapping import map_region
-
-    store, regions = MemfdStore(), []
-    try:
-        frozen = freeze(_prepared(model))
-        for size_bytes in frozen.manifest.region_sizes_bytes:
-            regions.append(store.create(size_bytes, "onecopy-weights"))  # noqa: PERF401 - kept if one fails
-        fds = [region.fd for region in regions]
-        frozen.write(fds)
-        order = LoadModel(
-            name, "frozen", _plain_options(model), frozen.manifest.to_wire(), frozen.skeleton,
-            list(frozen.modules), app_paths(), eager,
-        )  # fmt: skip
-        send(order, fds)
-        if not model.repoint:
-            return frozen.manifest.storage_bytes
-        return frozen.repoint([map_region(region.fd, region.size_bytes) for region in regions])
-    except FreezeError as error:
-        raise LoadFailed(f"{name}: {error}") from error
-    except RegionRefused as error:
-        raise OutOfBudget(f"{name}: {error}") from error
-    finally:
-        for region in regions:
-            store.close(region)
+    parts = (model.source, tuple(model.args), dict(model.kwargs), model.prepare)
+    pickled = _pickled(name, "the factory", parts)
+    return LoadModel(name, "factory", plain_options(model), [], pickled, [], app_paths(), [], eager)
 
 
 def app_paths() -> list[str]:
@@ -96,18 +50,17 @@ def app_paths() -> list[str]:
     return [os.path.abspath(path) for path in sys.path if os.path.isdir(path or ".")]
 
 
-def _plain_options(model: Model) -> dict[str, Any]:
+def plain_options(model: Model) -> dict[str, Any]:
+    """Return the options of a model that need not be prepared any more, or whose hook travels another way."""
     options = dict(model.options)
-    options.pop("prepare", None)  # it has run
+    options.pop("prepare", None)  # it has run, or travels with the factory
     return options
 
 
-def _prepared(model: Model) -> Any:
-    prepare = model.prepare
-    if prepare is None:
-        return model.source
-    if isinstance(prepare, str):
-        module, _, attribute = prepare.partition(":")
-        prepare = getattr(importlib.import_module(module), attribute)
-    prepared = prepare(model.source)
-    return model.source if prepared is None else prepared
+def _pickled(name: str, what: str, parts: Any) -> bytes:
+    import cloudpickle
+
+    try:
+        return cloudpickle.dumps(parts)
+    except Exception as error:
+        raise LoadFailed(f"{name}: {what} cannot be sent to a loader: {error}") from error

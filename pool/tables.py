@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .views import Memory, ModelInfo, Status, size
+from .views import Memory, ModelInfo, Status, WeightsInfo, size
 
 #: Width where there is no terminal to fit: nothing is to be folded in a file or pipe.
 _WIDE: Final = 400
@@ -18,7 +18,7 @@ _WIDE: Final = 400
 def show_status(status: Status) -> None:
     """Print the pool as a whole."""
     state = "stopping" if status.is_stopping else "serving"
-    _say(
+    say(
         f"pool {status.name}, pid {status.pid}: {state} for {status.uptime_s:.0f} s; "
         f"{status.unanswered} unanswered, {status.retried} retried, {status.clients} clients, "
         f"{status.slots} slots of {status.threads} threads"
@@ -27,12 +27,12 @@ def show_status(status: Status) -> None:
         (str(one.pid), one.state, f"{one.runs:,}", str(one.outstanding), ", ".join(one.models))
         for one in status.workers
     ]
-    _table(["worker", "state", "runs>", "holds>", "models"], workers)
+    table(["worker", "state", "runs>", "holds>", "models"], workers)
     show_models(status.models)
     for text in status.fallbacks:
-        _say(f"fallback: {text}")
+        say(f"fallback: {text}")
     for text in status.notes[-5:]:
-        _say(f"note: {text}")
+        say(f"note: {text}")
 
 
 def show_models(models: Sequence[ModelInfo]) -> None:
@@ -45,30 +45,45 @@ def show_models(models: Sequence[ModelInfo]) -> None:
         for one in models
     ]  # fmt: skip
     columns = ["model", "state", "method", "weights>", "workers>", "queued>", "running>", "answered>", "failed>"]
-    _table([*columns, "a run>"], rows)
+    table([*columns, "a run>"], rows)
     for one in models:
         if one.error:
-            _say(f"{one.name}: {one.error.get('message', '')}")
+            say(f"{one.name}: {one.error.get('message', '')}")
 
 
 def show_memory(memory: Memory) -> None:
-    """Print what the pool takes."""
-    _say(
+    """Print what the pool takes: weights by model, then processes; and what of a model each worker has alone."""
+    say(
         f"{size(memory.total_bytes)} in all; weights {size(memory.weights_bytes)}, "
         f"without sharing they would take {size(memory.weights_bytes_unshared)}"
     )
+    columns = ["model", "state", "size>", "own>", "shared with", "private per worker>", "workers>", "attached>"]
+    table(columns, map(_weights_row, memory.weights))
     rows = [
         (one.role, str(one.pid), size(one.pss_bytes), size(one.private_bytes), one.device)
         for one in memory.processes
     ]
-    _table(["process", "pid>", "its share>", "private>", "device"], rows)
+    table(["process", "pid>", "its share>", "private>", "device"], rows)
+    for one in memory.weights:
+        if one.is_rebuilt:
+            say(f"{one.model}: each worker builds it anew around the one copy, because it cannot be pickled")
+        for path, reason in one.opaque.items():
+            say(f"{one.model}: {path} is private to each worker: {reason}")
+
+
+def _weights_row(one: WeightsInfo) -> Sequence[str]:
+    shared = ", ".join(f"{name} {size(size_bytes)}" for name, size_bytes in one.shared_with.items())
+    return (
+        one.model, one.state, size(one.size_bytes), size(one.own_bytes), shared, size(one.private_bytes),
+        str(one.workers), str(one.attached),
+    )  # fmt: skip
 
 
 def _milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1000:.1f} ms"
 
 
-def _table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+def table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows; a column whose title ends with ``>`` is aligned to the right."""
     table = Table(box=None, pad_edge=False)
     for title in columns:
@@ -78,7 +93,8 @@ def _table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     _console().print(table)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a sentence, on one line however long."""
     _console().print(Text(text), soft_wrap=True)
 
 

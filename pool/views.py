@@ -66,6 +66,44 @@ class ProcessInfo(View):
 
 
 @dataclass(frozen=True)
+class WeightsInfo(View):
+    """One weight set: a version of a model, as it lies in memory.
+
+    Attributes:
+        size_bytes: its one copy.
+        own_bytes: what of it no other model lies in: what unloading it would free.
+        shared_with: by model, the bytes that both lie in.
+        private_bytes: what it took a worker besides, when it was last thawed: Python objects, vocabularies, and
+            what lies outside of torch's storages.
+        opaque: those parts of it, by path, and why they cannot be shared.
+        workers, attached: how many workers and other processes hold it.
+        is_rebuilt: whether each worker builds it anew around the one copy, because it cannot be pickled.
+    """
+
+    model: str
+    state: str
+    size_bytes: int
+    own_bytes: int
+    shared_with: dict[str, int]
+    private_bytes: int
+    opaque: dict[str, str]
+    workers: int
+    attached: int
+    is_rebuilt: bool
+
+    def __str__(self) -> str:
+        text = f"{self.model}: {size(self.size_bytes)} in {self.workers} workers"
+        if self.attached:
+            text += f" and {self.attached} attached processes"
+        shared = ", ".join(f"{size(count)} with {name}" for name, count in self.shared_with.items())
+        if shared:
+            text += f"; {size(self.own_bytes)} its own, {shared}"
+        for path, reason in self.opaque.items():
+            text += f"; {path} private to each worker: {reason}"
+        return text
+
+
+@dataclass(frozen=True)
 class Memory(View):
     """What the pool takes, in bytes.
 
@@ -76,6 +114,7 @@ class Memory(View):
         slots_bytes, mailboxes_bytes, spilled_bytes: 0, because a pool has no workspace slots and mailboxes yet;
             what runs allocate is in the workers' private memory.
         app_held_bytes: what this app still holds of objects that it passed in, besides the one copy.
+        weights: each weight set.
         processes: each process of the pool; the app itself is not one.
     """
 
@@ -85,6 +124,7 @@ class Memory(View):
     slots_bytes: int
     mailboxes_bytes: int
     spilled_bytes: int
+    weights: tuple[WeightsInfo, ...]
     processes: tuple[ProcessInfo, ...]
     app_held_bytes: int = 0
 
@@ -92,11 +132,13 @@ class Memory(View):
     def from_wire(cls, values: Mapping[str, Any]) -> Self:
         """Return the view of what a supervisor told."""
         processes = tuple(ProcessInfo.from_wire(one) for one in values["processes"])
-        return super().from_wire({**values, "processes": processes})
+        weights = tuple(WeightsInfo.from_wire(one) for one in values["weights"])
+        return super().from_wire({**values, "processes": processes, "weights": weights})
 
     def __str__(self) -> str:
         unshared = size(self.weights_bytes_unshared)
         lines = [f"{size(self.total_bytes)} in all; weights {size(self.weights_bytes)}, unshared {unshared}"]
+        lines += [f"  {one}" for one in self.weights]
         lines += [
             f"  {one.role:<10} {one.pid:>7}  {size(one.pss_bytes):>10}  private {size(one.private_bytes):>10}"
             for one in self.processes

@@ -20,10 +20,14 @@ from typing import Any, Final, NamedTuple
 
 from .errors import InvalidRequest
 from .frames import StreamDecoder, stream_parts
-from .limits import MAX_FDS
-from .messages import Message
+from .limits import MAX_FDS, MAX_FDS_AHEAD
+from .messages import Message, MoreDescriptors
 from .tensors import Buffer
 
+#: Plain integers: arithmetic with the socket module's enumerations takes microseconds.
+_CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+_CUT: Final = int(socket.MSG_CTRUNC)
+_RIGHTS: Final = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 #: The most pieces that one sendmsg takes (IOV_MAX is 1024 on Linux).
 _MAX_PIECES: Final = 512
@@ -53,6 +57,7 @@ class Channel:
         self._sock = sock
         self._decoder = StreamDecoder()
         self._fds: deque[int] = deque()
+        self._ahead: list[int] = []  # came before the message that they belong to
         self._unsent: deque[tuple[list[Buffer], list[int]]] = deque()
         self._ready: deque[Delivery] = deque()
         self._broken: InvalidRequest | None = None  # raised once what came before is delivered
@@ -84,7 +89,11 @@ class Channel:
         Raises:
             OSError: the other end is gone.
         """
-        parts = stream_parts(message, buffers, len(fds))
+        ahead = max(0, len(fds) - 1) // MAX_FDS * MAX_FDS
+        parts = stream_parts(message, buffers, len(fds) - ahead)  # raises before anything is sent
+        for start in range(0, ahead, MAX_FDS):
+            self.send(MoreDescriptors(), (), fds[start : start + MAX_FDS])
+        fds = fds[ahead:]
         if not self._unsent:
             parts, fds = self._write(parts, list(fds))
         if parts:
@@ -115,28 +124,34 @@ class Channel:
             self._read_once()
         return self._ready.popleft()
 
-    def arrived(self) -> Iterator[Delivery]:
+    def arrived(self, *, until_empty: bool = False) -> Iterator[Delivery]:
         """Yield what can be had without blocking (non-blocking sockets); sets `is_at_end` at the end.
+
+        Args:
+            until_empty: go on until the socket says that it has nothing more, which costs a call. Otherwise this
+                may return before, to be called again when the socket is polled.
 
         Raises:
             InvalidRequest: the stream is broken, after what came before was yielded; close the channel.
             OSError: the connection failed.
         """
+        has_more = True
         while True:
             while self._ready:
                 yield self._ready.popleft()
-            if self.is_at_end:
+            if self.is_at_end or not has_more:
                 return
             try:
-                self._read_once()
+                has_more = self._read_once() or until_empty
             except BlockingIOError:
                 return
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took; may be called again."""
         self._sock.close()
-        _close_all(self._fds)
+        _close_all([*self._fds, *self._ahead])
         self._fds.clear()
+        self._ahead.clear()
         for delivery in self._ready:
             _close_all(delivery.fds)
         self._ready.clear()
@@ -158,23 +173,22 @@ class Channel:
             pass
         return parts, fds
 
-    def _read_once(self) -> None:
+    def _read_once(self) -> bool:
+        """Read what is there; return whether the memory for it was filled, so that there may be more."""
         if self._broken is not None:
             raise self._broken
         space = self._decoder.space()
-        size_bytes, ancillary, flags, _ = self._sock.recvmsg_into(
-            [space], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-        )
+        size_bytes, ancillary, flags, _ = self._sock.recvmsg_into([space], _ANCILLARY_BYTES, _CLOEXEC)
         for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            if (level, kind) == _RIGHTS:
                 received = array.array("i")
                 received.frombytes(data[: len(data) - len(data) % received.itemsize])
                 self._fds.extend(received)
-        if flags & socket.MSG_CTRUNC:
+        if flags & _CUT:
             raise InvalidRequest("file descriptors were lost on the way: this process has too many open")
         if size_bytes == 0 and len(space) > 0:
             self.is_at_end = True
-            return
+            return False
         self._decoder.wrote(size_bytes)
         try:
             self._take_messages()
@@ -182,12 +196,22 @@ class Channel:
             self._broken = error
             if not self._ready:
                 raise
+            return True
+        return size_bytes == len(space)
 
     def _take_messages(self) -> None:
         for message, buffers, count in self._decoder.messages():
             if count > len(self._fds):
                 raise InvalidRequest(f"{type(message).__name__} came with {len(self._fds)} fds instead of {count}")
-            self._ready.append(Delivery(message, buffers, [self._fds.popleft() for _ in range(count)]))
+            fds = [self._fds.popleft() for _ in range(count)] if count else []
+            if type(message) is MoreDescriptors:
+                self._ahead += fds
+                if len(self._ahead) > MAX_FDS_AHEAD:
+                    raise InvalidRequest(f"{len(self._ahead)} fds came ahead of their message")
+            else:
+                if self._ahead:
+                    fds, self._ahead = [*self._ahead, *fds], []
+                self._ready.append(Delivery(message, buffers, fds))
         # Only a message that has begun can have fds waiting here; others would pile up, and shift the order.
         if len(self._fds) > (0 if self._decoder.is_between_messages else MAX_FDS):
             raise InvalidRequest(f"{len(self._fds)} fds came that no message claims")

@@ -107,7 +107,8 @@ class StreamDecoder:
 
     def __init__(self, read_bytes: int = 256 * 1024) -> None:
         self._scratch = memoryview(bytearray(read_bytes))
-        self._pending = bytearray()
+        self._start = self._end = 0  # what of the scratch memory was read and is not taken out yet
+        self._pending = bytearray()  # what came before that
         self._large: memoryview | None = None  # the buffer that is being filled in place
         self._filled = 0
         self._prefix: tuple[int, int, int] | None = None  # fds, buffers, header size
@@ -119,6 +120,7 @@ class StreamDecoder:
         """Return the memory that the next bytes of the stream belong into."""
         if self._large is not None:
             return self._large[self._filled :]
+        self._set_aside()
         return self._scratch
 
     def wrote(self, size_bytes: int) -> None:
@@ -126,12 +128,12 @@ class StreamDecoder:
         if self._large is not None:
             self._filled += size_bytes
         else:
-            self._pending += self._scratch[:size_bytes]
+            self._end = size_bytes
 
     @property
     def is_between_messages(self) -> bool:
         """Whether the stream could end here without cutting a message."""
-        return self._prefix is None and not self._pending
+        return self._prefix is None and not self._pending and self._start == self._end
 
     def messages(self) -> Iterator[Received]:
         """Yield every message that is complete.
@@ -139,8 +141,10 @@ class StreamDecoder:
         Raises:
             InvalidRequest: what came is not a message, or beyond a limit; the stream is unusable from here.
         """
-        while (received := self._whole()) is not None:
-            yield received
+        if self._prefix is None and not self._pending:
+            while (received := self._whole()) is not None:
+                yield received
+        self._set_aside()
         while self._step():
             if self._header is not None and len(self._buffers) == len(self._sizes) and self._large is None:
                 assert self._prefix is not None
@@ -149,17 +153,22 @@ class StreamDecoder:
                 yield received
 
     def _whole(self) -> Received | None:
-        """Return a message without buffers that is there completely: most are, and this is their short way."""
-        pending = self._pending
-        if self._prefix is not None or len(pending) < _PREFIX.size:
+        """Return a message without buffers that came in one read: most do, and this is their short way."""
+        start = self._start + _PREFIX.size
+        if start > self._end:
             return None
-        version, fds, buffers, header_bytes = _PREFIX.unpack_from(pending)
-        end = _PREFIX.size + header_bytes
-        if version != WIRE_VERSION or buffers or fds > MAX_FDS or len(pending) < end:
+        version, fds, buffers, header_bytes = _PREFIX.unpack_from(self._scratch, self._start)
+        end = start + header_bytes
+        if version != WIRE_VERSION or buffers or fds > MAX_FDS or end > self._end:
             return None
-        header = bytes(pending[_PREFIX.size : end])
-        del pending[:end]
-        return Received(unpack_header(header), [], fds)
+        self._start = end
+        return Received(unpack_header(self._scratch[start:end]), [], fds)
+
+    def _set_aside(self) -> None:
+        """Make room in the scratch memory for what is read next."""
+        if self._start < self._end:
+            self._pending += self._scratch[self._start : self._end]
+        self._start = self._end = 0
 
     def _step(self) -> bool:
         """Advance by one part of a message; false if more bytes are needed first."""

@@ -4,7 +4,7 @@
 
     freeze(object) ──► Frozen ── .skeleton, .modules ──────────────► thaw(skeleton, manifest, mappings)
                          │  └─── .manifest: what regions it needs                      │
-                         ├────── .write(fds): fills them                               ▼
+                         ├────── .fillings(): what belongs into them                   ▼
                          └────── .repoint(mappings): the original joins the copy    object
 
 The object may be anything that cloudpickle pickles, with tensors anywhere inside: a module with its hooks
@@ -21,29 +21,36 @@ Importing this module imports no torch: only freezing and thawing do.
 from __future__ import annotations
 
 import io
-import mmap
 import os
+from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .contents import OpenFiles, contents_of
 from .culprit import path_to
-from .manifest import Manifest
-from .mapping import storage_in
+from .filling import Filling
+from .manifest import InFile, Manifest
+from .mapping import Mapping, storage_in
+from .origins import file_ranges
 from .pieces import Pieces, WrongDeviceError
 from .skeleton import SkeletonPickler, SkeletonUnpickler, view_like
 
 if TYPE_CHECKING:
     import torch
 
-MAX_WRITE_BYTES = 1 << 30
-"""The kernel writes at most 2 GiB less a page at once; rounder pieces keep pages whole."""
-
 
 class FreezeError(Exception):
     """An object cannot be frozen; the message says which part of it, why, and what would be right.
 
     Its `__cause__` is what the part itself raised.
+
+    Attributes:
+        reason: the message without what would be right.
     """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(f"{reason}. {advice}" if advice else reason)
+        self.reason = reason
 
 
 class Frozen:
@@ -57,7 +64,7 @@ class Frozen:
         modules: names of the modules that a thaw imports, in that order.
     """
 
-    __slots__ = ("_pieces", "_tensors", "manifest", "modules", "skeleton")
+    __slots__ = ("_in_files", "_pieces", "_tensors", "manifest", "modules", "skeleton")
 
     def __init__(
         self,
@@ -66,12 +73,14 @@ class Frozen:
         modules: tuple[str, ...],
         pieces: Pieces,
         tensors: Sequence[tuple[torch.Tensor, int]],
+        in_files: MappingOf[int, InFile],
     ) -> None:
         self.skeleton = skeleton
         self.manifest = manifest
         self.modules = modules
         self._pieces: Pieces | None = pieces
         self._tensors = tensors
+        self._in_files = in_files
 
     def __repr__(self) -> str:
         return (
@@ -79,29 +88,37 @@ class Frozen:
             f"{self.manifest.storage_bytes:,} bytes{', handed over' if self._pieces is None else ''}>"
         )
 
-    def write(self, fds: Sequence[int]) -> None:
-        """Write the memory into its regions.
+    @property
+    def in_files_bytes(self) -> int:
+        """How much of it stays in files."""
+        return sum(self.manifest.storages[index].size_bytes for index in self._in_files)
 
-        The kernel copies, from where the memory lies; nothing is mapped, because a region with a writable
-        shared mapping cannot be sealed.
+    def fillings(self, files: OpenFiles) -> list[Filling | str]:
+        """Return what each region of the manifest is to hold; the path for one that is a file itself.
 
         Args:
-            fds: one region per size in `manifest.region_sizes_bytes`, in that order, at least that large.
+            files: opens the files that contents lie in; they are read from as long as it is.
 
         Raises:
-            ValueError: `fds` are too few or too many, or the object was re-pointed already.
-            OSError: the kernel refused; a region that is sealed gives `PermissionError`.
+            ValueError: the object was re-pointed already.
+            OSError: a file cannot be read.
         """
-        _check_count("region", fds, self.manifest)
-        for entry, piece in zip(self.manifest.storages, self._held(), strict=True):
-            _write_all(fds[entry.region], entry.offset_bytes, piece.view())
+        contents = contents_of(self._held(), files)
+        regions: list[Filling | str] = [Filling(size, []) for size in self.manifest.region_sizes_bytes]
+        for index, (entry, content) in enumerate(zip(self.manifest.storages, contents, strict=True)):
+            region = regions[entry.region]
+            if index in self._in_files:
+                regions[entry.region] = self._in_files[index].path
+            elif isinstance(region, Filling):
+                region.contents.append((entry.offset_bytes, content))
+        return regions
 
-    def repoint(self, mappings: Sequence[mmap.mmap]) -> int:
+    def repoint(self, mappings: Sequence[Mapping]) -> int:
         """Point the original's tensors at the regions, so that the memory they had is released.
 
         Tensors stay the objects that they were, with their gradients' settings, ties and strides. A later
-        write into one changes the pages of this process alone. Call it after `write`, while nothing else
-        uses the object; afterwards this holds none of its memory any more.
+        write into one changes the pages of this process alone. Call it once they are filled, while
+        nothing else uses the object; afterwards this holds none of its memory any more.
 
         Args:
             mappings: of the manifest's regions, filled, in their order.
@@ -140,13 +157,16 @@ class Frozen:
         return self._pieces
 
 
-def freeze(obj: object) -> Frozen:
+def freeze(obj: object, *, stay_in_files: bool = False) -> Frozen:
     """Take an object apart into a skeleton and its memory, copying none of the latter.
 
-    The object is not changed. It must not be, by another thread, until `Frozen.write` has returned.
+    The object is not changed. It must not be, by another thread, until its regions are filled.
 
     Args:
         obj: anything that cloudpickle pickles, with tensors of the CPU anywhere inside.
+        stay_in_files: leave what is mapped from a file where it is: the file is a region then. What is thawed
+            computes what a process does that maps the file; where tensors lie off alignment in it, that can
+            differ in the last bits from what is computed from a copy.
 
     Raises:
         FreezeError: a part of it cannot be pickled, or lies on another device.
@@ -158,12 +178,22 @@ def freeze(obj: object) -> Frozen:
     except MemoryError:
         raise
     except Exception as error:
-        raise FreezeError(_explain(error, pickler.last, obj)) from error
-    manifest = Manifest.packed((piece.size_bytes, piece.role) for piece in pickler.pieces)
-    return Frozen(stream.getvalue(), manifest, tuple(pickler.modules), pickler.pieces, pickler.tensors)
+        raise FreezeError(*_explain(error, pickler.last, obj)) from error
+    in_files = _places(pickler.pieces) if stay_in_files else {}
+    manifest = Manifest.laid_out(((piece.size_bytes, piece.role) for piece in pickler.pieces), in_files)
+    return Frozen(stream.getvalue(), manifest, tuple(pickler.modules), pickler.pieces, pickler.tensors, in_files)
 
 
-def thaw(skeleton: bytes, manifest: Manifest, mappings: Sequence[mmap.mmap]) -> Any:
+def _places(pieces: Pieces) -> dict[int, InFile]:
+    """Return which pieces lie in files."""
+    places: dict[int, InFile] = {}
+    for index, origin in enumerate(file_ranges((piece.address, piece.size_bytes) for piece in pieces)):
+        if origin is not None:
+            places[index] = InFile(origin.path, origin.offset_bytes, os.stat(origin.path).st_size)
+    return places
+
+
+def thaw(skeleton: bytes, manifest: Manifest, mappings: Sequence[Mapping]) -> Any:
     """Make a frozen object again, its memory being that of the mappings, without a copy.
 
     This runs code that the skeleton names: see the top of this file for whose skeletons may come here.
@@ -203,35 +233,30 @@ def _point_at(tensor: torch.Tensor, copy: torch.UntypedStorage) -> None:
             return
 
 
-def _write_all(fd: int, offset_bytes: int, memory: memoryview) -> None:
-    while memory:
-        written_bytes = os.pwrite(fd, memory[:MAX_WRITE_BYTES], offset_bytes)
-        offset_bytes += written_bytes
-        memory = memory[written_bytes:]
-
-
 def _check_count(what: str, given: Sequence[object], manifest: Manifest) -> None:
     needed = len(manifest.region_sizes_bytes)
     if len(given) != needed:
         raise ValueError(f"{len(given)} {what}s were given; the manifest has {needed}")
 
 
-def _check_mappings(mappings: Sequence[mmap.mmap], manifest: Manifest) -> None:
+def _check_mappings(mappings: Sequence[Mapping], manifest: Manifest) -> None:
     _check_count("mapping", mappings, manifest)
     for index, (mapping, size_bytes) in enumerate(zip(mappings, manifest.region_sizes_bytes, strict=True)):
         if len(mapping) < size_bytes:
             raise ValueError(f"mapping {index} has {len(mapping)} bytes; its region has {size_bytes}")
 
 
-def _explain(error: Exception, part: object, root: object) -> str:
+def _explain(error: Exception, part: object, root: object) -> tuple[str, ...]:
+    """Return the reason, and what would be right where that is not part of it."""
     kind = f"{type(part).__module__}.{type(part).__qualname__}".removeprefix("builtins.")
     path = path_to(part, root, "model")
     where = f"{path} (a {kind})" if path else f"a {kind} somewhere inside of it"
     if path == "model":
         where = f"the model itself (a {kind})"
     if isinstance(error, WrongDeviceError):
-        return f"the model cannot be frozen because of {where}: {error}"
+        return (f"the model cannot be frozen because of {where}: {error}",)
+    advice = "leave it out in __getstate__ and make it anew in __setstate__, or hand over a factory that builds"
     return (
-        f"the model cannot be frozen because of {where}: {error}. Let the object that holds it leave it out "
-        f"in __getstate__ and make it anew in __setstate__, or hand over a factory that builds the model"
+        f"the model cannot be frozen because of {where}: {error}",
+        f"Let the object that holds it {advice} the model",
     )

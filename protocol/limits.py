@@ -26,6 +26,8 @@ MAX_BUFFER_BYTES: Final = 16 << 30
 MAX_BUFFERS: Final = 4096
 #: File descriptors that one message may carry; Linux allows 253 (SCM_MAX_FD).
 MAX_FDS: Final = 253
+#: ... and how many more may come in messages before it.
+MAX_FDS_AHEAD: Final = 64 * MAX_FDS
 
 #: Names of models and methods.
 MAX_NAME_BYTES: Final = 256

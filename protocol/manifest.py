@@ -6,19 +6,25 @@ importing torch, and it travels as nested lists.
 
 ::
 
-    region 0  ┌──────────────┬────┬─┬─┬───────────────────────┬──┐
-              │ storage 0    │ 1  │2│3│ (to the page) 4       │5 │   size: whole pages
-              └──────────────┴────┴─┴─┴───────────────────────┴──┘
-              0              64-byte alignment, 4096 for storages of a page or more
+    pack   ┌──────────────┬────┬─┬─┬──────────────────┬──┐   all storages below 1 MiB, in whole pages;
+           │ storage 0    │ 2  │3│5│ (to the page) 6  │7 │   64-byte alignment, 4096 for a page or more
+           └──────────────┴────┴─┴─┴──────────────────┴──┘
+    blob   ┌────────────────────────────────────────┐        each larger storage alone, so that it can be
+           │ storage 1                              │        shared with whoever has the same content
+           └────────────────────────────────────────┘
+    file   ┌────────┬─────────────┬─────────────────┐        a weights file itself, mapped as it is
+           │ header │ storage 4   │ ...             │
+           └────────┴─────────────┴─────────────────┘
 
 An empty storage owns no memory: it has no entry, and an object without memory has no region.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 Role = Literal["parameter", "mutable"]
 """`parameter`: reached through an ``nn.Parameter``, which inference only reads; `mutable`: anything else."""
@@ -31,6 +37,12 @@ PAGE_BYTES = 4096
 
 _ROLES = get_args(Role)
 
+BLOB_BYTES = 1 << 20
+"""Storages from this size on are regions of their own; for smaller ones that would cost more than it saves."""
+
+MAX_BLOBS = 2000
+"""... but no more of them than this: each is a descriptor in the supervisor and a mapping in each worker."""
+
 MAX_REGIONS = 1 << 16
 MAX_STORAGES = 1 << 20
 MAX_REGION_BYTES = 1 << 48  # what a process can address
@@ -42,7 +54,7 @@ class StorageEntry:
 
     Attributes:
         region: index of its region in `Manifest.region_sizes_bytes`.
-        offset_bytes: where in the region it begins, a multiple of 64.
+        offset_bytes: where in the region it begins; a multiple of 64 but in a file, which is as it is.
         size_bytes: its size without padding.
         role: what it is for.
     """
@@ -51,6 +63,14 @@ class StorageEntry:
     offset_bytes: int
     size_bytes: int
     role: Role
+
+
+class InFile(NamedTuple):
+    """A storage that stays where it is, in a file that is mapped whole."""
+
+    path: str
+    offset_bytes: int
+    file_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +108,6 @@ class Manifest:
             raise ValueError(
                 f"storage {index} has a negative offset or size ({entry.offset_bytes}, {entry.size_bytes})"
             )
-        if entry.offset_bytes % ALIGNMENT_BYTES:
-            raise ValueError(
-                f"storage {index} begins at {entry.offset_bytes}, not at a multiple of {ALIGNMENT_BYTES}"
-            )
         if entry.offset_bytes + entry.size_bytes > self.region_sizes_bytes[entry.region]:
             raise ValueError(
                 f"storage {index} ends at {entry.offset_bytes + entry.size_bytes}, behind the end of region "
@@ -101,27 +117,25 @@ class Manifest:
             raise ValueError(f"storage {index} has the unknown role {entry.role!r}")
 
     @classmethod
-    def packed(cls, storages: Iterable[tuple[int, Role]]) -> Manifest:
-        """Lay storages out in one region, in the order given.
-
-        Small ones fill what the last page of the large one before them leaves.
+    def laid_out(cls, storages: Iterable[tuple[int, Role]], files: Mapping[int, InFile] | None = None) -> Manifest:
+        """Lay storages out: large ones in regions of their own, the rest together in one.
 
         Args:
             storages: size in bytes (above 0) and role of each.
+            files: where those storages lie, by index, that stay in the file that they are in.
 
         Returns:
-            A manifest with one region, or with none where there are no storages.
+            A manifest whose regions are blobs and files, in the order of their first storages, then the pack.
         """
-        entries: list[StorageEntry] = []
-        end_bytes = 0
-        for size_bytes, role in storages:
-            alignment_bytes = PAGE_BYTES if size_bytes >= PAGE_BYTES else ALIGNMENT_BYTES
-            offset_bytes = _round_up(end_bytes, alignment_bytes)
-            entries.append(StorageEntry(0, offset_bytes, size_bytes, role))
-            end_bytes = offset_bytes + size_bytes
-        # Whole pages, because that is what a region costs.
-        sizes_bytes = (_round_up(end_bytes, PAGE_BYTES),) if entries else ()
-        return cls(sizes_bytes, tuple(entries))
+        listed = list(storages)
+        in_files = files or {}
+        layout = _Layout(size for index, (size, _) in enumerate(listed) if index not in in_files)
+        for index, (size_bytes, role) in enumerate(listed):
+            if index in in_files:
+                layout.leave(in_files[index], size_bytes, role)
+            else:
+                layout.place(size_bytes, role)
+        return cls(*layout.finish())
 
     @property
     def storage_bytes(self) -> int:
@@ -156,6 +170,49 @@ class Manifest:
                 )
             )
         return cls(tuple(sizes_bytes), tuple(entries))
+
+
+class _Layout:
+    """Regions and entries of a manifest in the making."""
+
+    _IN_PACK = -1
+
+    def __init__(self, sizes_bytes: Iterable[int]) -> None:
+        large = sorted((size for size in sizes_bytes if size >= BLOB_BYTES), reverse=True)
+        self._floor_bytes = BLOB_BYTES if len(large) <= MAX_BLOBS else large[MAX_BLOBS - 1]
+        self._sizes_bytes: list[int] = []
+        self._entries: list[StorageEntry] = []
+        self._files: dict[str, int] = {}
+        self._pack_bytes = 0
+
+    def place(self, size_bytes: int, role: Role) -> None:
+        """Give a storage a place in a region of its own or in the pack."""
+        if size_bytes >= self._floor_bytes:
+            self._entries.append(StorageEntry(len(self._sizes_bytes), 0, size_bytes, role))
+            self._sizes_bytes.append(_round_up(size_bytes, PAGE_BYTES))
+            return
+        # Small ones fill what the last page of the larger one before them leaves.
+        alignment_bytes = PAGE_BYTES if size_bytes >= PAGE_BYTES else ALIGNMENT_BYTES
+        offset_bytes = _round_up(self._pack_bytes, alignment_bytes)
+        self._entries.append(StorageEntry(self._IN_PACK, offset_bytes, size_bytes, role))
+        self._pack_bytes = offset_bytes + size_bytes
+
+    def leave(self, place: InFile, size_bytes: int, role: Role) -> None:
+        """Leave a storage in its file."""
+        region = self._files.setdefault(place.path, len(self._sizes_bytes))
+        if region == len(self._sizes_bytes):
+            self._sizes_bytes.append(place.file_bytes)
+        self._entries.append(StorageEntry(region, place.offset_bytes, size_bytes, role))
+
+    def finish(self) -> tuple[tuple[int, ...], tuple[StorageEntry, ...]]:
+        """Return the regions' sizes, in whole pages because that is what they cost, and the entries."""
+        pack = len(self._sizes_bytes)
+        sizes_bytes = (*self._sizes_bytes, _round_up(self._pack_bytes, PAGE_BYTES))
+        entries = tuple(
+            dataclasses.replace(entry, region=pack) if entry.region == self._IN_PACK else entry
+            for entry in self._entries
+        )
+        return (sizes_bytes if self._pack_bytes else sizes_bytes[:-1]), entries
 
 
 def _round_up(value: int, multiple: int) -> int:

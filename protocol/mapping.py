@@ -19,8 +19,12 @@ Torch is imported when the first storage is asked for, never by importing this m
 
 from __future__ import annotations
 
+import ctypes
 import mmap
-from typing import TYPE_CHECKING
+import os
+import weakref
+from functools import cache
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -28,15 +32,20 @@ if TYPE_CHECKING:
 MAP_NORESERVE = 0x4000
 """From ``<bits/mman.h>``, the same on every Linux architecture that torch supports; `mmap` lacks its name."""
 
+_FAILED = ctypes.c_void_p(-1).value
 
-def map_region(fd: int, size_bytes: int) -> mmap.mmap:
+#: Bytes at an address range that is given back when nobody refers to them any more.
+Mapping: TypeAlias = "ctypes.Array[ctypes.c_char]"
+
+
+def map_region(fd: int, size_bytes: int) -> Mapping:
     """Map a region privately: zero-copy to read, each written page becomes this process's own.
 
     Without ``MAP_NORESERVE`` the kernel would count the whole region as memory that this process may come to
     need, as if every page of it were going to be written.
 
     Args:
-        fd: the region. It is duplicated by the mapping; the caller may close its own.
+        fd: the region, or a file that is only read; the caller may close it afterwards.
         size_bytes: how much of it to map, from its start.
 
     Raises:
@@ -44,17 +53,36 @@ def map_region(fd: int, size_bytes: int) -> mmap.mmap:
         OSError: the kernel refused.
     """
     if size_bytes <= 0:
-        # `mmap` would take 0 for "all of the file".
         raise ValueError(f"a mapping of {size_bytes} bytes was asked for; it must have at least one")
-    return mmap.mmap(
-        fd,
-        size_bytes,
-        flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
-        prot=mmap.PROT_READ | mmap.PROT_WRITE,
+    found_bytes = os.fstat(fd).st_size
+    if found_bytes < size_bytes:  # the pages behind the end would be there, and kill whoever touches them
+        raise ValueError(f"a mapping of {size_bytes} bytes was asked for; the region has {found_bytes}")
+    # Not through `mmap.mmap`, which keeps a descriptor open for each mapping: a model has hundreds of regions,
+    # and a process may have no more than 1,024 descriptors.
+    libc = _libc()
+    address = libc.mmap(
+        None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | MAP_NORESERVE, fd, 0
     )
+    if address == _FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot map {size_bytes} bytes: {os.strerror(code)}")
+    mapping = (ctypes.c_char * size_bytes).from_address(address)
+    weakref.finalize(mapping, libc.munmap, address, size_bytes).atexit = False
+    return mapping
 
 
-def storage_in(mapping: mmap.mmap, offset_bytes: int, size_bytes: int) -> torch.UntypedStorage:
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
+    ]  # fmt: skip
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
+def storage_in(mapping: Mapping, offset_bytes: int, size_bytes: int) -> torch.UntypedStorage:
     """Make a torch storage of a piece of a mapping, without copying.
 
     Two calls for the same piece give two storages over the same bytes; tensors that are to be tied must be
@@ -73,12 +101,10 @@ def storage_in(mapping: mmap.mmap, offset_bytes: int, size_bytes: int) -> torch.
     buffer = buffer_in(mapping, offset_bytes, size_bytes)
     if size_bytes == 0:
         return torch.UntypedStorage(0)
-    # The storage refers to the view and not to the mapping itself: a mapping refuses to be closed as long as
-    # there are views of it, but torch's reference alone would let it vanish from under the storage.
     return torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
 
 
-def buffer_in(mapping: mmap.mmap, offset_bytes: int, size_bytes: int) -> memoryview:
+def buffer_in(mapping: Mapping, offset_bytes: int, size_bytes: int) -> memoryview:
     """Like `storage_in`, for what speaks the buffer protocol and not torch: a writable view, without a copy.
 
     Args:
@@ -93,4 +119,4 @@ def buffer_in(mapping: mmap.mmap, offset_bytes: int, size_bytes: int) -> memoryv
         raise ValueError(
             f"{size_bytes} bytes at offset {offset_bytes} do not lie inside a mapping of {len(mapping)} bytes"
         )
-    return memoryview(mapping)[offset_bytes : offset_bytes + size_bytes]
+    return memoryview(mapping).cast("B")[offset_bytes : offset_bytes + size_bytes]

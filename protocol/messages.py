@@ -1,11 +1,13 @@
-"""The messages, frozen, one union; what each field means stands here and nowhere else.
+"""The messages, frozen, one union; what each field means stands here and in `child_messages`, and nowhere else.
 
 Four conversations use them:
 
 * client <-> supervisor over ZeroMQ: `Hello` to `Pong`. Values only, never code.
-* app or command line <-> supervisor over the supervisor's unix socket: `Admit` to `LogLines`. The only
+* app or command line <-> supervisor over the supervisor's unix socket: `Configure` to `Refused`. The only
   place where code (pickles, import paths) may enter, because the peer's credentials are checked there.
-* supervisor <-> zygote and supervisor <-> loader or worker over inherited unix sockets.
+* whoever fills regions with weights <-> supervisor: `NeedRegions` to `RegionsFilled`, over that same socket from
+  an app, over its own from a loader.
+* supervisor <-> zygote and supervisor <-> loader or worker over inherited unix sockets: `child_messages`.
 
 A message is a named tuple: cheap to make, and packed as it stands. `parse` checks every field's type, so that
 whoever receives a message can rely on its annotations.
@@ -16,9 +18,28 @@ from __future__ import annotations
 import typing
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
+from .child_messages import (
+    Adopt,
+    Adopted,
+    BuildFailed,
+    BuildModel,
+    Exited,
+    Forget,
+    Forgot,
+    ForkChild,
+    Forked,
+    Leave,
+    ModelBuilt,
+    Ran,
+    Record,
+    Run,
+    RunFailed,
+    Thaw,
+    Thawed,
+    ThawFailed,
+    ZygoteReady,
+)
 from .errors import InvalidRequest
-
-Record: TypeAlias = "dict[str, Any]"  # an error's record, see `errors.PoolError.to_record`
 
 # --- client <-> supervisor, over ZeroMQ ----------------------------------------------------------------------
 
@@ -128,11 +149,12 @@ class LoadModel(NamedTuple):
     """Make a model available under a name, or replace it.
 
     ``options`` are those of `pool.config.Model.options`; ``source`` is ``frozen`` (``pickled`` is a skeleton,
-    ``manifest`` says what lies in the regions whose fds come along), ``factory`` (``pickled`` is
-    ``(callable, args, kwargs)``) or ``import`` (``pickled`` is empty, ``manifest`` is
-    ``["package.module:name", body]``, whose body encodes ``[args, kwargs]``). ``modules`` are what unpickling
-    will import, ``paths`` the sender's ``sys.path``. With ``eager`` it is loaded now and answered when
-    that is done; else when needed.
+    ``manifest`` says what lies in the regions), ``factory`` (``pickled`` is
+    ``(callable, args, kwargs, prepare)``), ``import`` or ``path`` (``pickled`` is empty or the pickled
+    ``prepare``, ``manifest`` is ``["package.module:name", body]`` or ``[path, body]``, whose body encodes
+    ``[args, kwargs]``). ``modules`` are what unpickling will import, ``paths`` the sender's ``sys.path``,
+    ``regions`` those that were filled over this connection, in the manifest's order. With ``eager`` it is loaded
+    now and answered when that is done; else when needed.
     """
 
     name: str
@@ -142,6 +164,7 @@ class LoadModel(NamedTuple):
     pickled: bytes
     modules: list[str]
     paths: list[str]
+    regions: list[int]
     eager: bool
 
 
@@ -181,163 +204,72 @@ class Refused(NamedTuple):
     error: Record
 
 
-# --- supervisor <-> zygote -----------------------------------------------------------------------------------
-
-
-class ForkChild(NamedTuple):
-    """Fork a ``loader`` or ``worker``; its channel and its output pipe come along as fds."""
-
-    child: int
-    role: str
-    settings: dict[str, Any]
-
-
-class Adopt(NamedTuple):
-    """Import these modules, so that children forked from now on have them."""
-
-    generation: int
-    modules: list[str]
-    paths: list[str]
-
-
-class ZygoteReady(NamedTuple):
-    """The zygote has imported what every child needs."""
-
-
-class Forked(NamedTuple):
-    """A child exists; its pidfd comes along."""
-
-    child: int
-    pid: int
-
-
-class Exited(NamedTuple):
-    """A child has ended; ``status`` as `os.waitpid` gives it."""
-
-    child: int
-    status: int
-
-
-class Adopted(NamedTuple):
-    """The modules are imported, but for those in ``refused``, each with the reason."""
-
-    generation: int
-    refused: dict[str, str]
-    threads: int
-
-
-# --- supervisor <-> loader and worker ------------------------------------------------------------------------
-
-
-class BuildModel(NamedTuple):
-    """To a loader: build this and freeze it; fields as in `LoadModel`."""
-
-    name: str
-    source: str
-    options: dict[str, Any]
-    manifest: list[Any]
-    pickled: bytes
-    paths: list[str]
+# --- memory for weights: whoever fills it, and whoever attaches to it -----------------------------------------
 
 
 class NeedRegions(NamedTuple):
-    """From a loader: it has built the model and needs memory for it."""
+    """From whoever fills regions, an app or a loader: make or find some; see `filling`.
 
-    sizes_bytes: list[int]
+    Each of ``wants`` is ``[size in bytes, digest]``; an empty digest asks for one that is not shared.
+    """
+
+    wants: list[Any]
+
+
+class OfferFile(NamedTuple):
+    """From the same: let this file be a region; its fd comes along, to be read. Answered like `NeedRegions`."""
+
+    path: str
 
 
 class RegionsGranted(NamedTuple):
-    """To a loader: the fds to write into come along, in the order asked for."""
+    """To whoever asked: ``[number, state]`` for each; the fds come along, but for those in state ``wait``.
+
+    States are ``fill`` (it is empty), ``compare`` (it has content of this digest), ``wait`` (another loader is
+    filling one: ask for this alone) and, for a file, ``file``: without an fd, there is nothing to be done.
+    """
+
+    regions: list[Any]
 
 
-class ModelBuilt(NamedTuple):
-    """From a loader: the regions are filled."""
+class RegionsFilled(NamedTuple):
+    """From whoever filled regions: they are complete, and nothing of them is mapped here to be written.
 
-    manifest: list[Any]
-    skeleton: bytes
-    modules: list[str]
+    Answered only if it is refused.
+    """
 
-
-class BuildFailed(NamedTuple):
-    """From a loader: the model could not be built."""
-
-    error: Record
+    regions: list[int]
 
 
-class Thaw(NamedTuple):
-    """To a worker: here is a weight set, thaw it now (``eager``) or when it is first run; fds come along."""
+class AttachModel(NamedTuple):
+    """Ask for a model's weights, to use it in the asking process; it is loaded if it is not.
 
-    weight_set: int
-    model: str
+    Answered by `Attached` or `Refused`. The connection is the lease.
+    """
+
+    name: str
+
+
+class Attached(NamedTuple):
+    """A model for whoever asked: what a worker gets in `Thaw`; the fds of its regions come along."""
+
     options: dict[str, Any]
     manifest: list[Any]
     skeleton: bytes
     paths: list[str]
-    eager: bool
 
 
-class Thawed(NamedTuple):
-    """From a worker: the weight set is ready to run."""
-
-    weight_set: int
-    seconds: float
-
-
-class ThawFailed(NamedTuple):
-    """From a worker: it cannot thaw this weight set."""
-
-    weight_set: int
-    error: Record
-
-
-class Forget(NamedTuple):
-    """To a worker: drop the weight set."""
-
-    weight_set: int
-
-
-class Forgot(NamedTuple):
-    """From a worker: nothing of the weight set is mapped here any more; false: something still holds it."""
-
-    weight_set: int
-    unmapped: bool
-
-
-class Run(NamedTuple):
-    """To a worker: run one attempt; ``body`` and buffers as in `Submit`."""
-
-    attempt: int
-    weight_set: int
-    method: str
-    body: bytes
-
-
-class Ran(NamedTuple):
-    """From a worker: the attempt's result; ``body`` and buffers as in `Reply`."""
-
-    attempt: int
-    seconds: float
-    body: bytes
-
-
-class RunFailed(NamedTuple):
-    """From a worker: the attempt raised."""
-
-    attempt: int
-    seconds: float
-    error: Record
-
-
-class Leave(NamedTuple):
-    """To a worker or the zygote: finish what you hold, then exit."""
+class MoreDescriptors(NamedTuple):
+    """The fds that came along belong to the next message, in front of its own: one message carries too few."""
 
 
 Message: TypeAlias = (
     Hello | Welcome | Rejected | Submit | Cancel | Query | Reply | Failed | Goodbye | Ping | Pong
     | Configure | Serving | Admit | Admitted | LoadModel | UnloadModel | StopPool | FollowLogs | LogLines
-    | Done | Refused
+    | Done | Refused | NeedRegions | OfferFile | RegionsGranted | RegionsFilled | AttachModel | Attached
+    | MoreDescriptors
     | ForkChild | Adopt | ZygoteReady | Forked | Exited | Adopted
-    | BuildModel | NeedRegions | RegionsGranted | ModelBuilt | BuildFailed
+    | BuildModel | ModelBuilt | BuildFailed
     | Thaw | Thawed | ThawFailed | Forget | Forgot | Run | Ran | RunFailed | Leave
 )  # fmt: skip
 
@@ -346,9 +278,10 @@ NUMBERS: Final[dict[type[Message], int]] = {
     Hello: 1, Welcome: 2, Rejected: 3, Submit: 4, Cancel: 5, Query: 6, Reply: 7, Failed: 8, Goodbye: 9,
     Ping: 10, Pong: 11,
     Configure: 20, Serving: 21, Admit: 22, Admitted: 23, LoadModel: 24, UnloadModel: 25, StopPool: 26,
-    FollowLogs: 27, LogLines: 28, Done: 29, Refused: 30,
+    FollowLogs: 27, LogLines: 28, Done: 29, Refused: 30, NeedRegions: 31, OfferFile: 32, RegionsGranted: 33,
+    RegionsFilled: 34, AttachModel: 35, Attached: 36, MoreDescriptors: 37,
     ForkChild: 40, Adopt: 41, ZygoteReady: 42, Forked: 43, Exited: 44, Adopted: 45,
-    BuildModel: 60, NeedRegions: 61, RegionsGranted: 62, ModelBuilt: 63, BuildFailed: 64,
+    BuildModel: 60, ModelBuilt: 63, BuildFailed: 64,
     Thaw: 70, Thawed: 71, ThawFailed: 72, Forget: 73, Forgot: 74, Run: 80, Ran: 81, RunFailed: 82, Leave: 83,
 }  # fmt: skip
 

@@ -19,17 +19,17 @@ Nothing that arrived over ZeroMQ may ever be passed to `SkeletonUnpickler`.
 from __future__ import annotations
 
 import io
-import mmap
 import pickle
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import cloudpickle
 
 from .manifest import Manifest
-from .mapping import buffer_in, storage_in
+from .mapping import Mapping, buffer_in, storage_in
 from .pieces import Pieces, check_device
+from .reducers import Homes, at_home, reduce_module
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,7 @@ class SkeletonPickler(cloudpickle.Pickler):
         self.tensors: list[tuple[torch.Tensor, int]] = []
         self.modules: dict[str, None] = {}
         self.last: object = None
+        self._homes = Homes()
         self._torch = torch
         self._out_of_band = {torch.UntypedStorage, torch.TypedStorage, pickle.PickleBuffer}
 
@@ -79,11 +80,16 @@ class SkeletonPickler(cloudpickle.Pickler):
         self.last = obj
         if issubclass(type(obj), self._torch.Tensor):
             return self._reduce_tensor(obj)
-        if issubclass(type(obj), self._torch.nn.Module) and _is_parametrized(obj):
-            return _reduce_parametrized(obj)
+        if issubclass(type(obj), self._torch.nn.Module):
+            reduced = reduce_module(obj)
+            if reduced is not None:
+                return reduced
         reduced = super().reducer_override(obj)
         if isinstance(obj, types.ModuleType) or reduced is NotImplemented:
             self._note_import(obj)
+        elif isinstance(obj, types.FunctionType) and self._homes.has(obj.__globals__):
+            self.modules.setdefault(obj.__globals__["__name__"])
+            reduced = at_home(obj, reduced)
         return reduced
 
     def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
@@ -140,11 +146,22 @@ class SkeletonUnpickler(pickle.Unpickler):
         mappings: of the manifest's regions, in their order.
     """
 
-    def __init__(self, skeleton: bytes, manifest: Manifest, mappings: Sequence[mmap.mmap]) -> None:
+    def __init__(self, skeleton: bytes, manifest: Manifest, mappings: Sequence[Mapping]) -> None:
         super().__init__(io.BytesIO(skeleton))
         self._entries = manifest.storages
         self._mappings = mappings
         self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def load(self) -> Any:
+        """Read the skeleton, and return the object.
+
+        In inference mode too its tensors are ordinary ones: what was born there requires no gradient, and
+        kernels choose the order of their sums by that.
+        """
+        import torch
+
+        with torch.inference_mode(False):
+            return super().load()
 
     def persistent_load(self, pid: Any, /) -> Any:
         """Put memory back in the place of a persistent id."""
@@ -213,25 +230,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
         and not tensor.is_nested
         and cls.__torch_dispatch__ is base.__torch_dispatch__
         and cls.__reduce_ex__ in (base.__reduce_ex__, torch.nn.Parameter.__reduce_ex__)
-        and cls.__setstate__ is base.__setstate__
     )
-
-
-def _is_parametrized(module: torch.nn.Module) -> bool:
-    from torch.nn.utils import parametrize
-
-    return "_modules" in vars(module) and parametrize.is_parametrized(module)
-
-
-def _reduce_parametrized(module: torch.nn.Module) -> tuple[object, ...]:
-    """Reduce a module whose class was replaced by one that computes some of its tensors.
-
-    That class exists for this one module and refuses to be pickled; what it was derived from does not.
-    """
-    injected = type(module)
-    state = super(injected, module).__getstate__()
-    names = tuple(cast("torch.nn.ModuleDict", module.parametrizations))
-    return _rebuild_parametrized, (injected.__bases__[0], names), state
 
 
 # The functions below are named by skeletons: they are called when one is read.
@@ -259,20 +258,15 @@ def _rebuild_tensor(
 
 
 def _set_tensor_state(tensor: torch.Tensor, state: Any) -> None:
-    """Give a tensor its Python attributes back; its own `__setstate__` reads only an ancient format."""
+    """Give a tensor its Python attributes back.
+
+    Torch's own `__setstate__` reads only an ancient format; that of a class derived from it reads what its
+    own `__getstate__` wrote.
+    """
+    import torch
     from torch import _utils
 
-    _utils._set_obj_state(tensor, state)
-
-
-def _rebuild_parametrized(
-    base: Callable[..., torch.nn.Module] | type[torch.nn.Module], names: tuple[str, ...]
-) -> torch.nn.Module:
-    from torch.nn.utils import parametrize
-
-    module = cast("torch.nn.Module", cast("Any", base).__new__(base))
-    # Before the state is set, so that a `__setstate__` of the class finds the module as it was.
-    parametrize._inject_new_class(module)
-    for name in names:
-        parametrize._inject_property(module, name)
-    return module
+    if type(tensor).__setstate__ is torch.Tensor.__setstate__:
+        _utils._set_obj_state(tensor, state)
+    else:
+        tensor.__setstate__(state)

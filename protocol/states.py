@@ -52,7 +52,19 @@ WEIGHT_SET: Final[Table] = {
     "freed": {},
 }
 
-TABLES: Final[dict[str, Table]] = {"request": REQUEST, "worker": WORKER, "weight set": WEIGHT_SET}
+#: A region: memory that weights lie in.
+REGION: Final[Table] = {
+    "filling": {"sealed": "filled, or a file", "freed": "given up"},
+    "sealed": {"freed": "nobody holds it any more"},
+    "freed": {},
+}
+
+TABLES: Final[dict[str, Table]] = {
+    "request": REQUEST,
+    "worker": WORKER,
+    "weight set": WEIGHT_SET,
+    "region": REGION,
+}
 
 _STORY_LENGTH: Final = 20
 
@@ -96,4 +108,5 @@ class Lifecycle:
             story = " -> ".join(self._story)
             raise ImpossibleTransition(f"{self._name[0]} {self._name[1]} cannot become {state}: {story}")
         self.state = state
-        self._story = (*self._story[1 - _STORY_LENGTH :], state)
+        story = self._story
+        self._story = (*story, state) if len(story) < _STORY_LENGTH else (*story[1:], state)

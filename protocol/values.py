@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import msgpack
 
+from .arrays import put_together, take_apart
 from .errors import InvalidRequest
 from .limits import INLINE_ARRAY_BYTES, MAX_BODY_BYTES, MAX_BUFFER_BYTES, MAX_BUFFERS, MAX_DEPTH, PACKER_BYTES
 from .tensors import ArrayData, Buffer
@@ -74,17 +75,23 @@ def encode(value: Any, *, name: str = "value") -> Encoded:
             f"{name} takes {len(body):,} bytes without its large arrays; at most {MAX_BODY_BYTES:,} can "
             "travel in one request: send long text or bytes as an array of uint8, or in several requests"
         )
-    largest_bytes = max((memoryview(buffer).nbytes for buffer in encoder.buffers), default=0)
+    if encoder.buffers:
+        _check_buffers(encoder.buffers, name)
+    return Encoded(body, encoder.buffers)
+
+
+def _check_buffers(buffers: Sequence[Buffer], name: str) -> None:
+    """Raise `InvalidRequest` if the large arrays of a value are too large or too many."""
+    largest_bytes = max(memoryview(buffer).nbytes for buffer in buffers)
     if largest_bytes > MAX_BUFFER_BYTES:
         raise InvalidRequest(
             f"{name} holds an array of {largest_bytes:,} bytes; at most {MAX_BUFFER_BYTES:,} can travel: split it"
         )
-    if len(encoder.buffers) > MAX_BUFFERS:
+    if len(buffers) > MAX_BUFFERS:
         raise InvalidRequest(
-            f"{name} holds {len(encoder.buffers)} arrays above {INLINE_ARRAY_BYTES:,} bytes; at most "
+            f"{name} holds {len(buffers)} arrays above {INLINE_ARRAY_BYTES:,} bytes; at most "
             f"{MAX_BUFFERS} can travel in one request: stack them"
         )
-    return Encoded(body, encoder.buffers)
 
 
 def decode(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
@@ -128,21 +135,19 @@ class _Encoder:
             return msgpack.ExtType(BIG_INTEGER, value.to_bytes(size_bytes, "little", signed=True))
         if kind is complex:
             return msgpack.ExtType(COMPLEX, _TWO_DOUBLES.pack(value.real, value.imag))
-        from . import arrays
-
-        array = arrays.take_apart(value)
+        array = take_apart(value)
         if array is not None:
             return self._array(array)
         return self._converted(value)
 
     def _array(self, array: ArrayData) -> Any:
-        place: int | bytes
-        if memoryview(array.data).nbytes <= INLINE_ARRAY_BYTES:
-            place = bytes(array.data)
-        else:
-            place = self._put_aside(array.data)
+        place: Any = array.data
+        if type(place) is not bytes and memoryview(place).nbytes <= INLINE_ARRAY_BYTES:
+            place = bytes(place)
+        elif len(place) > INLINE_ARRAY_BYTES:
+            place = self._put_aside(place)
         packer = msgpack.Packer(buf_size=PACKER_BYTES)
-        packed = packer.pack([array.family, array.dtype, list(array.shape), place])
+        packed = packer.pack((array.family, array.dtype, array.shape, place))
         return msgpack.ExtType(ARRAY, cast(bytes, packed))
 
     def _put_aside(self, data: Buffer) -> int:
@@ -192,14 +197,12 @@ class _Decoder:
         raise InvalidRequest(f"broken value: unknown extension type {code}")
 
     def _array(self, data: bytes) -> Any:
-        from . import arrays
-
         family, dtype, shape, place = msgpack.unpackb(data)
         if type(place) is int:
             if not 0 <= place < len(self._buffers):
                 raise InvalidRequest(f"broken value: buffer {place} of {len(self._buffers)}")
             place = self._buffers[place]
-        return arrays.put_together(ArrayData(family, dtype, tuple(shape), place))
+        return put_together(ArrayData(family, dtype, tuple(shape), place))
 
 
 def _find_culprit(value: Any, name: str) -> tuple[str, str]:

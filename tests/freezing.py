@@ -5,9 +5,17 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from onecopy.pool.memory.memfd import MemfdStore
+from onecopy.protocol.contents import OpenFiles
 from onecopy.protocol.frozen import freeze, thaw
 from onecopy.protocol.mapping import map_region
 from torch import nn
+
+
+def write(frozen, fds):
+    """What a loader does, but for the supervisor: fill every region."""
+    with OpenFiles() as files:
+        for filling, fd in zip(frozen.fillings(files), fds, strict=True):
+            filling.write(fd)
 
 
 @contextmanager
@@ -16,7 +24,7 @@ def shared(frozen):
     store = MemfdStore()
     regions = [store.create(size_bytes, "test") for size_bytes in frozen.manifest.region_sizes_bytes]
     try:
-        frozen.write([region.fd for region in regions])
+        write(frozen, [region.fd for region in regions])
         for region in regions:
             store.seal(region)
         yield regions
@@ -42,6 +50,10 @@ def roundtrip(obj):
 def span_of(mapping):
     start = torch.frombuffer(memoryview(mapping), dtype=torch.uint8).data_ptr()
     return range(start, start + len(mapping))
+
+
+def lies_in(tensor, mappings):
+    return any(tensor.data_ptr() in span_of(mapping) for mapping in mappings)
 
 
 def same_bits(left, right):

@@ -123,9 +123,19 @@ def make_larger_than_free():
 
 
 def make_unpicklable():
-    scale = Scale()
-    scale.lock = threading.Lock()
-    return scale
+    return {"scale": Scale(), "lock": threading.Lock()}
+
+
+class Locked(Scale):
+    """Cannot be pickled, and is nowhere the same twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.register_buffer("noise", torch.randn(1 << 18))
+
+    def noise_at(self, index: int) -> float:
+        return float(self.noise[index])
 
 
 def double(model):

@@ -15,14 +15,15 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 #: Where torch and NumPy may be imported, and only inside functions; `workers` may anywhere.
 HEAVY = {"torch", "numpy"}
 MAY_USE_HEAVY = {
-    "protocol/arrays.py", "protocol/frozen.py", "protocol/mapping.py", "protocol/pieces.py",
-    "protocol/skeleton.py",
+    "protocol/arrays.py", "protocol/contents.py", "protocol/frozen.py", "protocol/mapping.py",
+    "protocol/pieces.py", "protocol/reducers.py", "protocol/skeleton.py",
     "pool/lines.py",  # files of jobs and results, read by the command line
 }  # fmt: skip
 
 #: What one package or file may import at its top besides the standard library and this project.
 THIRD_PARTY = {
     "protocol": {"msgpack"},
+    "protocol/reducers.py": {"cloudpickle"},
     "protocol/skeleton.py": {"cloudpickle"},
     "pool": {"zmq"},
     "pool/supervisor": {"zmq"},
@@ -36,11 +37,14 @@ THIRD_PARTY = {
 }
 #: What may be imported inside functions only.
 LAZY = {
+    "protocol/filling.py": {"xxhash"},
     "pool/sources.py": {"cloudpickle"},
     "pool/handle.py": {"tqdm"},
     "pool/batch.py": {"tqdm"},
     "pool/lines.py": {"numpy", "torch"},
 }
+#: What freezes, thaws and fills: for whoever holds a model, which the supervisor never does.
+WITH_MODELS = {"contents", "culprit", "filling", "frozen", "granter", "origins", "pieces", "reducers", "skeleton"}
 #: The core decides and does nothing else: no input, output or clock, not even by way of the standard library.
 IMPURE = {
     "asyncio", "io", "multiprocessing", "os", "pathlib", "random", "secrets", "select", "selectors", "shutil",
@@ -171,18 +175,35 @@ def run(program):
 
 
 def test_the_supervisor_process_imports_nothing_heavy():
-    loaded = run("import sys, onecopy.pool.supervisor.__main__; print(*sys.modules)").split()
-    heavy = {"torch", "numpy", "typer", "rich", "cloudpickle", "tqdm", "safetensors", "asyncio", "onecopy.workers"}
-    assert heavy & set(loaded) == set()
-    assert "zmq" in loaded
+    loaded = set(run("import sys, onecopy.pool.supervisor.__main__; print(*sys.modules)").split())
+    heavy = {
+        "torch", "numpy", "typer", "rich", "cloudpickle", "tqdm", "safetensors", "xxhash", "asyncio",
+        "onecopy.workers",
+    }  # fmt: skip
+    assert heavy & loaded == set()
+    assert {f"onecopy.protocol.{name}" for name in WITH_MODELS} & loaded == set()
+    assert {"zmq", "onecopy.protocol.messages"} <= loaded
+
+
+def test_the_supervisor_has_no_way_to_what_handles_models():
+    """Not inside a function either: that would be imported once it serves."""
+    supervisor = ("pool/supervisor/", "pool/core/", "pool/memory/", "pool/config.py")
+    assert {path.stem for path in FILES if path.parent.name == "protocol"} >= WITH_MODELS
+    ways = [one for one in OWN if one.path.startswith(supervisor) and one.top == "protocol"]
+    assert len(ways) > 50
+    assert [str(one) for one in ways if one.module.split(".")[1] in WITH_MODELS] == []
 
 
 @pytest.mark.parametrize(
-    "module", ["pool", "protocol.channel", "protocol.values", "protocol.frozen", "pool.config"]
-)
+    "module",
+    [
+        "pool", "pool.attach", "pool.config", "pool.handover", "protocol.channel", "protocol.filling",
+        "protocol.frozen", "protocol.values",
+    ],
+)  # fmt: skip
 def test_what_an_app_imports_first_is_light(module):
     loaded = run(f"import sys, onecopy.{module}; print(*sys.modules)").split()
-    assert {"torch", "numpy", "typer", "rich"} & set(loaded) == set()
+    assert {"torch", "numpy", "xxhash", "typer", "rich"} & set(loaded) == set()
 
 
 def test_a_client_works_where_torch_cannot_be_imported():

@@ -1,15 +1,26 @@
 """The loader: builds one model, freezes it into regions that the supervisor made, reports, exits.
 
-It runs user code, in a process of its own: a crash here is a failed load and nothing more.
+It runs user code, in a process of its own: a crash here is a failed load and nothing more. It gives way to the
+workers, which answer requests meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+from typing import Final
+
 from ..protocol.channel import Channel
 from ..protocol.errors import LoadFailed
-from ..protocol.messages import BuildFailed, BuildModel, ModelBuilt, NeedRegions, RegionsGranted
+from ..protocol.filling import fill
+from ..protocol.granter import ChannelGranter
+from ..protocol.messages import BuildFailed, BuildModel, ModelBuilt
+from . import heap
 from .failure import record_of
 from .sources import build
+
+#: How far it steps back: a worker that wakes up gets the processor at once.
+_NICENESS: Final = 10
 
 
 def main(channel: Channel) -> None:
@@ -17,23 +28,50 @@ def main(channel: Channel) -> None:
     delivery = channel.receive()
     if delivery is None or not isinstance(delivery.message, BuildModel):
         return
+    heap.return_large_blocks()
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
+    report: ModelBuilt | BuildFailed
     try:
         report = _build(channel, delivery.message)
     except BaseException as error:  # noqa: BLE001 - whatever user code raises is told to the user
         report = BuildFailed(record_of(error, LoadFailed, delivery.message.name))
-    if report is not None:
-        channel.send(report)
+    channel.send(report)
 
 
-def _build(channel: Channel, order: BuildModel) -> ModelBuilt | None:
-    from ..protocol.frozen import freeze
+def _build(channel: Channel, order: BuildModel) -> ModelBuilt:
+    from ..protocol.contents import OpenFiles
+    from ..protocol.frozen import FreezeError, Frozen, freeze
+    from .opaque import opaque_parts
+    from .rebuilding import tensors_of
 
-    frozen = freeze(build(order))
-    sizes_bytes = list(frozen.manifest.region_sizes_bytes)
-    if sizes_bytes:
-        channel.send(NeedRegions(sizes_bytes))
-        granted = channel.receive()
-        if granted is None or not isinstance(granted.message, RegionsGranted):
-            return None
-        frozen.write(granted.fds)
-    return ModelBuilt(frozen.manifest.to_wire(), frozen.skeleton, list(frozen.modules))
+    model, notes = build(order)
+    stay_in_files = order.options.get("residency") == "file"
+    rebuild = False
+    frozen: Frozen
+    try:
+        frozen = freeze(model, stay_in_files=stay_in_files)
+    except FreezeError as error:
+        tensors = tensors_of(model)
+        if tensors is None:
+            raise
+        notes = [*notes, f"each worker builds it anew around the one copy, because {error.reason}"]
+        frozen, rebuild = freeze(tensors, stay_in_files=stay_in_files), True
+    if stay_in_files and frozen.in_files_bytes < frozen.manifest.storage_bytes:
+        notes = [*notes, _why_not_in_file(frozen.in_files_bytes, frozen.manifest.storage_bytes)]
+    opaque = opaque_parts(model)
+    del model
+    with OpenFiles() as files:
+        is_shared = order.options.get("sharing") != "private"
+        regions = fill(frozen.fillings(files), ChannelGranter(channel), share=is_shared, consume=True)
+        files.check_unchanged()
+    return ModelBuilt(
+        frozen.manifest.to_wire(), frozen.skeleton, list(frozen.modules), regions, rebuild, opaque, list(notes)
+    )
+
+
+def _why_not_in_file(in_file_bytes: int, all_bytes: int) -> str:
+    return (
+        f"{all_bytes - in_file_bytes:,} of {all_bytes:,} bytes were copied although residency is 'file': they are "
+        "not in a file, or not as they are there"
+    )

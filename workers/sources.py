@@ -1,39 +1,65 @@
-"""What a model can be built from, in a loader."""
+"""What a model can be built from, in a loader.
+
+::
+
+    "factory"  a callable of the app, pickled  ──┐
+    "import"   "package.module:name"           ──┼──► weights ──► dtype ──► prepare ──► Built
+    "path"     a folder or file                ──┘
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ..protocol.errors import LoadFailed
 from ..protocol.messages import BuildModel
 from ..protocol.values import decode
+from .aoti_package import is_compiled, load_compiled
+from .by_reference import load
+from .checkpoints import ENDINGS, load_module
+from .exported import load_exported
+from .folders import find, load_folder, torch_dtype
 from .paths import extend_path
+from .weight_files import open_weights
 
 
-def build(order: BuildModel) -> Any:
+class Built(NamedTuple):
+    """A model, and what a user should know of how it was loaded."""
+
+    model: Any
+    notes: list[str]
+
+
+def build(order: BuildModel) -> Built:
     """Return the model that an order describes.
 
     Raises:
-        LoadFailed: a name in it leads nowhere.
+        LoadFailed: a name in it leads nowhere, or a file does not hold what it should.
         Exception: whatever the factory or the ``prepare`` hook raises.
     """
     extend_path(order.paths)
+    options = order.options
     if order.source == "factory":
         factory, args, kwargs, prepare = pickle.loads(order.pickled)  # noqa: S301 - from the app, by unix socket
+        built = _from_factory(factory, args, kwargs, options)
     else:
-        name, body = order.manifest
-        factory = resolve(name)
+        source, body = order.manifest
         args, kwargs = decode(body)
-        prepare = order.options.get("prepare")
-    model = factory(*args, **kwargs)
+        if order.source == "path":
+            built = _from_path(source, kwargs, options)
+        else:
+            built = _from_factory(resolve(source), args, kwargs, options)
+        prepare = pickle.loads(order.pickled) if order.pickled else options.get("prepare")  # noqa: S301 - so
     if prepare is None:
-        return model
+        return built
     if isinstance(prepare, str):
         prepare = resolve(prepare)
-    prepared = prepare(model)
-    return model if prepared is None else prepared
+    prepared = prepare(built.model)
+    return built if prepared is None else Built(prepared, built.notes)
 
 
 def resolve(name: str) -> Any:
@@ -57,3 +83,76 @@ def resolve(name: str) -> Any:
         except AttributeError:
             raise LoadFailed(f"{name!r}: {module_name} has no {attributes!r}") from None
     return found
+
+
+def cast(model: Any, dtype: str | None) -> Any:
+    """Cast the floating parameters and buffers of a module in place, and return it; None leaves it as it is.
+
+    Raises:
+        LoadFailed: the model is no module.
+    """
+    import torch
+
+    if dtype is None:
+        return model
+    module = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)  # as a pipeline has
+    if not isinstance(module, torch.nn.Module):
+        raise LoadFailed(
+            f"dtype casts a torch.nn.Module, and this is a {type(model).__qualname__}; cast in prepare"
+        )
+    wanted = torch_dtype(dtype)
+    # `Module.to` would cast complex tensors too, and drop their imaginary parts.
+    with torch.no_grad():
+        module._apply(lambda tensor: tensor.to(wanted) if tensor.is_floating_point() else tensor)
+    return model
+
+
+def _from_factory(
+    factory: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+) -> Built:
+    weights, dtype = options.get("weights"), options.get("dtype")
+    if weights is None:
+        return Built(cast(factory(*args, **kwargs), dtype), [])
+    opened = open_weights(weights)
+    module, notes = load(factory, args, kwargs, opened.state)
+    return Built(cast(module, dtype), [*opened.notes, *notes])
+
+
+def _from_path(source: str, kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Built:
+    path = find(source)
+    task, dtype = options.get("task"), options.get("dtype")
+    if os.path.isdir(path):
+        # Not cast here: libraries know parts of their models that must not be.
+        return Built(load_folder(path, task, dtype, kwargs), [])
+    if task is not None or kwargs:
+        raise LoadFailed(f"{path}: task and kwargs are for folders, and this is a file")
+    if path.endswith(".pt2"):
+        return _from_program(path, options)
+    if not path.endswith(ENDINGS):
+        raise LoadFailed(
+            f"{path}: a model is a folder, an exported program (.pt2) or a saved module ({', '.join(ENDINGS)}). "
+            "For weights alone, give the class that they are for as source and the file as weights"
+        )
+    if not options.get("trusted"):
+        raise LoadFailed(
+            f"{path}: a saved module is a pickle, and loading one runs whatever code it holds. If you trust "
+            "whoever made it, load it with Model(path, trusted=True); if it is a state dict, give the class that "
+            "it is for as source and the file as weights"
+        )
+    module, notes = load_module(path)
+    return Built(cast(module, dtype), notes)
+
+
+def _from_program(path: str, options: Mapping[str, Any]) -> Built:
+    weights, dtype = options.get("weights"), options.get("dtype")
+    if dtype is not None:
+        raise LoadFailed(f"{path}: the dtypes of an exported program are fixed; export it with {dtype} weights")
+    if not is_compiled(path):
+        if weights is not None:
+            raise LoadFailed(f"{path}: an exported program has its weights; weights= is for compiled packages")
+        return Built(load_exported(path), [])
+    if weights is None:
+        return Built(*load_compiled(path))
+    opened = open_weights(weights)
+    model, notes = load_compiled(path, opened.state)
+    return Built(model, [*opened.notes, *notes])

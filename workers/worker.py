@@ -19,9 +19,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..protocol.channel import Channel, Delivery
-from ..protocol.errors import LoadFailed, ModelError, ModelNotFound, PoolError
-from ..protocol.manifest import Manifest
-from ..protocol.mapping import map_region
+from ..protocol.errors import ModelError, PoolError
 from ..protocol.messages import (
     Forget,
     Forgot,
@@ -30,80 +28,18 @@ from ..protocol.messages import (
     Run,
     RunFailed,
     Thaw,
-    Thawed,
     ThawFailed,
 )
 from ..protocol.values import decode, encode
 from . import heap
 from .failure import record_of
-from .paths import extend_path
+from .held import HeldModel
 
 _BEGUN: Final = struct.Struct("<q")
 _TIMEVAL: Final = struct.Struct("@ll")
 _FOR_EVER_S: Final = 0
 #: A worker that had nothing to do for so long gives the free memory of its heap back.
 REST_S: Final = 1
-
-
-class HeldModel:
-    """A weight set in this worker: mapped when it comes, thawed when it is first run.
-
-    Args:
-        order: what came from the supervisor.
-        fds: its regions; closed once they are mapped.
-    """
-
-    def __init__(self, order: Thaw, fds: list[int]) -> None:
-        self.name = order.model
-        self.grad = bool(order.options.get("grad"))
-        self._manifest = Manifest.from_wire(order.manifest)
-        self._skeleton = order.skeleton
-        self._paths = order.paths
-        self._model: Any = None
-        self._error: PoolError | None = None
-        self.mappings: list[mmap.mmap] = []
-        for fd, size_bytes in zip(fds, self._manifest.region_sizes_bytes, strict=True):
-            self.mappings.append(map_region(fd, size_bytes))
-            os.close(fd)
-
-    def model(self) -> Any:
-        """Return the model.
-
-        Raises:
-            LoadFailed: it cannot be thawed; the same each time it is asked for.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._model is None:
-            from ..protocol.frozen import thaw
-
-            extend_path(self._paths)
-            try:
-                self._model = thaw(self._skeleton, self._manifest, self.mappings)
-            except BaseException as error:
-                self._error = LoadFailed("")
-                record = record_of(error, LoadFailed, f"{self.name} cannot be thawed")
-                self._error.message, self._error.details = record["message"], record["details"]
-                raise self._error from error
-            self._skeleton = b""
-        return self._model
-
-    def method(self, name: str) -> Callable[..., Any]:
-        """Return what a request calls.
-
-        Raises:
-            ModelNotFound: the model has no such method.
-        """
-        model = self.model()
-        if name == "__call__" and callable(model):
-            return model
-        if name.startswith("_") and name != "__call__":
-            raise ModelNotFound(f"{self.name}: {name!r} is private; only public methods can be called")
-        found = getattr(model, name, None)
-        if not callable(found):
-            kind = type(model).__name__
-            raise ModelNotFound(f"{self.name} ({kind}) has no method {name!r}")
-        return found
 
 
 class Worker:
@@ -163,16 +99,13 @@ class Worker:
         _BEGUN.pack_into(self._begun, 0, 0)
 
     def _thaw(self, order: Thaw, delivery: Delivery) -> None:
-        started_at = time.perf_counter()
-        held = self._held[order.weight_set] = HeldModel(order, delivery.fds)
+        held = self._held[order.weight_set] = HeldModel(order, delivery.fds, self._channel.send)
         if not order.eager:
             return
         try:
             held.model()
         except PoolError as error:
             self._channel.send(ThawFailed(order.weight_set, error.to_record()))
-        else:
-            self._channel.send(Thawed(order.weight_set, time.perf_counter() - started_at))
 
     def _forget(self, order: Forget, _delivery: Delivery) -> None:
         held = self._held.pop(order.weight_set, None)

@@ -16,17 +16,18 @@ from typing import Any, NamedTuple
 
 from ...protocol.errors import (
     DeadlineExceeded,
+    InvalidRequest,
     LoadFailed,
     PoolError,
     RequestCancelled,
     SupervisorLost,
     WorkerDied,
 )
-from ...protocol.messages import Failed, Leave, Reply, Run
+from ...protocol.messages import Failed, Leave, Refused, Reply, Run
 from . import events
 from .events import Event
 from .fleet import Fleet
-from .instructions import Finish, Instruction, SignalChild, ToChild, ToClient
+from .instructions import Finish, Instruction, SignalChild, ToCaller, ToChild, ToClient
 from .library import Library
 from .requests import Request, Requests
 from .weights import Model, WeightSet
@@ -76,7 +77,13 @@ class Core:
             events.ModulesAdopted: self._modules_adopted,
             events.ChildForked: self._child_forked,
             events.ChildExited: self._child_exited,
+            events.ModelWanted: self._model_wanted,
+            events.CallerLeft: self._caller_left,
             events.RegionsNeeded: self._regions_needed,
+            events.FileOffered: self._file_offered,
+            events.RegionsFilled: self._regions_filled,
+            events.FillingFailed: self._filling_failed,
+            events.FileChanged: self._file_changed,
             events.ModelBuilt: self._model_built,
             events.BuildFailed: self._build_failed,
             events.SetThawed: self._set_thawed,
@@ -185,7 +192,7 @@ class Core:
     def _hand(self, worker: Worker, model: Model, request: Request) -> None:
         version = model.current
         is_first = version.number not in worker.holds
-        self.library.give(version, worker, eager=False)
+        self.library.holdings.give(version, worker, eager=False)
         self._attempts += 1
         attempt = request.attempt = self._attempts
         request.life.become("running")
@@ -234,24 +241,62 @@ class Core:
         request.life.become("queued")
         model.put_back(request)
         self._note_runnable(model)
+        if not model.current.is_ready:  # what it ran on is no more
+            self.library.need_answers(model)
 
     # --- models ---------------------------------------------------------------------------------------------
 
     def _model_declared(self, event: events.ModelDeclared, _now: float) -> None:
         if self.stopping:
-            self.library.refuse(event.caller, SupervisorLost(self.stopping), event.regions)
+            self.library.refuse(event.caller, SupervisorLost(self.stopping))
             return
-        self.library.declare(event.caller, event.load, event.regions)
+        self.library.declare(event.caller, event.load)
         self._collect_ready()
 
     def _model_removed(self, event: events.ModelRemoved, _now: float) -> None:
         self.library.remove(event.caller, event.name)
 
-    def _regions_needed(self, event: events.RegionsNeeded, _now: float) -> None:
-        self.library.grant(event.child, event.sizes_bytes)
+    def _model_wanted(self, event: events.ModelWanted, _now: float) -> None:
+        if self.stopping:
+            self.library.refuse(event.caller, SupervisorLost(self.stopping))
+            return
+        self.library.attach(event.caller, event.name)
+        self._collect_ready()
 
-    def _model_built(self, event: events.ModelBuilt, _now: float) -> None:
-        self.library.built(event)
+    def _caller_left(self, event: events.CallerLeft, _now: float) -> None:
+        self.library.holdings.caller_left(event.caller)
+
+    def _regions_needed(self, event: events.RegionsNeeded, now: float) -> None:
+        if type(event.filler) is int and not self.library.is_loading(event.filler):
+            return  # nobody wants any more what it loads
+        try:
+            self.library.holdings.want_regions(event.filler, event.wants)
+        except InvalidRequest as error:
+            self._filling_failed(events.FillingFailed(event.filler, error.to_record()), now)
+
+    def _file_offered(self, event: events.FileOffered, _now: float) -> None:
+        self.library.holdings.offer_file(event.filler, event.identity, event.size_bytes)
+
+    def _regions_filled(self, event: events.RegionsFilled, _now: float) -> None:
+        self.library.holdings.filled(event.filler, event.regions)
+
+    def _filling_failed(self, event: events.FillingFailed, now: float) -> None:
+        self.library.holdings.let_go(event.filler)
+        if type(event.filler) is int:
+            self._build_failed(events.BuildFailed(event.filler, event.error), now)
+            self._out.append(SignalChild(event.filler, signal.SIGKILL))
+        else:
+            self._out.append(ToCaller(event.filler, Refused(event.error)))
+
+    def _file_changed(self, event: events.FileChanged, _now: float) -> None:
+        for request in self.library.file_changed(event.region, event.error):
+            self._answer(request, Failed(request.submit.request, event.error))
+
+    def _model_built(self, event: events.ModelBuilt, now: float) -> None:
+        try:
+            self.library.built(event.child, event.built)
+        except InvalidRequest as error:
+            self._filling_failed(events.FillingFailed(event.child, error.to_record()), now)
         self._collect_ready()
 
     def _build_failed(self, event: events.BuildFailed, _now: float) -> None:
@@ -266,19 +311,23 @@ class Core:
                 for worker in self.fleet.workers:
                     # An outdated one would import the model's modules privately, for seconds, and then go.
                     if worker.life.state in ("idle", "busy") and not worker.is_outdated:
-                        self.library.give(model.current, worker, eager=True)
+                        self.library.holdings.give(model.current, worker, eager=True)
 
     def _set_thawed(self, event: events.SetThawed, _now: float) -> None:
         worker = self.fleet.workers.get(event.child)
-        if worker is not None:  # a failure is told again by each run
-            worker.thawing.pop(event.weight_set, None)
+        if worker is None:
+            return
+        worker.thawing.pop(event.weight_set, None)  # a failure is told again by each run
+        version = self.library.holdings.sets.get(event.weight_set)
+        if version is not None and event.error is None:
+            version.private_bytes = event.private_bytes
 
     def _set_forgotten(self, event: events.SetForgotten, now: float) -> None:
         worker = self.fleet.workers.get(event.child)
         if worker is None:
             return
         if event.unmapped:
-            self.library.forgot(worker, event.weight_set)
+            self.library.holdings.forgot(worker, event.weight_set)
         else:  # something in it holds on: its end frees the memory
             self.fleet.workers.outdate(worker)
             self.fleet.fill(now)
@@ -317,7 +366,7 @@ class Core:
         held = self.fleet.worker_died(worker, event.begun, now)
         for attempt in reversed(held):
             self._requeue(attempt, blamed=attempt == event.begun, cause=event.cause)
-        self.library.worker_died(worker, event.begun)
+        self.library.holdings.worker_died(worker, event.begun)
         self.fleet.fill(now)
 
     # --- time and the end -----------------------------------------------------------------------------------

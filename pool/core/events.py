@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple, TypeAlias
 
 from ...protocol.messages import LoadModel, Record, Submit
+from ...protocol.messages import ModelBuilt as Built
+from .regions import FileIdentity, FillerKey
 
 #: Whatever the outside uses to address a client; the core only compares it.
 ClientKey: TypeAlias = Any
@@ -40,11 +42,10 @@ class Cancelled(NamedTuple):
 
 
 class ModelDeclared(NamedTuple):
-    """Someone made a model available; ``regions`` are those of a frozen one, sealed."""
+    """Someone made a model available."""
 
     caller: CallerKey
     load: LoadModel
-    regions: tuple[Any, ...]
 
 
 class ModelRemoved(NamedTuple):
@@ -52,6 +53,19 @@ class ModelRemoved(NamedTuple):
 
     caller: CallerKey
     name: str
+
+
+class ModelWanted(NamedTuple):
+    """Someone asks to attach to a model; the lease ends with `CallerLeft`."""
+
+    caller: CallerKey
+    name: str
+
+
+class CallerLeft(NamedTuple):
+    """Someone at the unix socket is gone, and with it what only it held."""
+
+    caller: CallerKey
 
 
 class ZygoteReady(NamedTuple):
@@ -93,34 +107,61 @@ class ChildExited(NamedTuple):
 
 
 class RegionsNeeded(NamedTuple):
-    """A loader asks for memory."""
+    """A loader, or an app at the unix socket, asks for regions of these sizes and digests."""
 
-    child: int
-    sizes_bytes: list[int]
+    filler: FillerKey
+    wants: list[tuple[int, bytes]]
+
+
+class FileOffered(NamedTuple):
+    """One of them has a file that shall be a region."""
+
+    filler: FillerKey
+    identity: FileIdentity
+    size_bytes: int
+
+
+class RegionsFilled(NamedTuple):
+    """Regions are complete, and sealed."""
+
+    filler: FillerKey
+    regions: list[int]
+
+
+class FillingFailed(NamedTuple):
+    """A region could not be made, or could not be sealed."""
+
+    filler: FillerKey
+    error: Record
+
+
+class FileChanged(NamedTuple):
+    """The file that is a region is not what it was."""
+
+    region: int
+    error: Record
 
 
 class ModelBuilt(NamedTuple):
-    """A loader has filled its regions, and they are sealed."""
+    """A loader has filled its regions."""
 
     child: int
-    manifest: list[Any]
-    skeleton: bytes
-    modules: list[str]
-    regions: tuple[Any, ...]
+    built: Built
 
 
 class BuildFailed(NamedTuple):
-    """A loader could not build its model, or its memory was refused."""
+    """A loader could not build its model."""
 
     child: int
     error: Record
 
 
 class SetThawed(NamedTuple):
-    """A worker has a weight set ready, or (``error``) cannot have it."""
+    """A worker has a weight set ready, for so much private memory, or (``error``) cannot have it."""
 
     child: int
     weight_set: int
+    private_bytes: int
     error: Record | None
 
 
@@ -154,8 +195,9 @@ class TimePassed(NamedTuple):
 
 
 Event: TypeAlias = (
-    ClientJoined | ClientLeft | Submitted | Cancelled | ModelDeclared | ModelRemoved
+    ClientJoined | ClientLeft | Submitted | Cancelled | ModelDeclared | ModelRemoved | ModelWanted | CallerLeft
     | ZygoteReady | ZygoteDied | ModulesAdopted | ChildForked | ChildExited
-    | RegionsNeeded | ModelBuilt | BuildFailed | SetThawed | SetForgotten | AttemptEnded
+    | RegionsNeeded | FileOffered | RegionsFilled | FillingFailed | FileChanged
+    | ModelBuilt | BuildFailed | SetThawed | SetForgotten | AttemptEnded
     | StopAsked | TimePassed
 )  # fmt: skip

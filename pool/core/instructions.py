@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ...protocol.messages import Adopt, Message
 from .events import CallerKey, ClientKey
+from .regions import FillerKey, RegionGrant
 
 
 class ToClient(NamedTuple):
@@ -22,14 +23,15 @@ class ToChild(NamedTuple):
     child: int
     message: Message
     buffers: list[Any]
-    regions: tuple[Any, ...]
+    regions: tuple[int, ...]
 
 
 class ToCaller(NamedTuple):
-    """Answer someone who waits at the unix socket."""
+    """Answer someone who waits at the unix socket; the fds of ``regions`` go along."""
 
     caller: CallerKey
     message: Message
+    regions: tuple[int, ...] = ()
 
 
 class ForkChild(NamedTuple):
@@ -47,16 +49,16 @@ class SignalChild(NamedTuple):
 
 
 class GrantRegions(NamedTuple):
-    """Create regions for a loader and hand them over; refusal comes back as `BuildFailed`."""
+    """Make the new ones of these regions and hand all over; refusal comes back as `FillingFailed`."""
 
-    child: int
-    sizes_bytes: list[int]
+    filler: FillerKey
+    grants: list[RegionGrant]
 
 
 class FreeRegions(NamedTuple):
     """Close the regions; their memory goes back when the last mapping is gone."""
 
-    regions: tuple[Any, ...]
+    regions: tuple[int, ...]
 
 
 class ToZygote(NamedTuple):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...protocol.errors import InvalidRequest, ModelNotFound, PoolError
-from ...protocol.messages import BuildModel, Done, Forget, LoadModel, Message, Record, Refused, Thaw
-from .events import CallerKey, ModelBuilt
+from ...protocol.messages import BuildModel, Done, LoadModel, Message, ModelBuilt, Record, Refused
+from .events import CallerKey
 from .fleet import Fleet
-from .instructions import FreeRegions, GrantRegions, Instruction, Report, ToCaller, ToChild
+from .holdings import Holdings
+from .instructions import Instruction, Report, ToCaller
 from .requests import Request
-from .weights import MAX_THAW_DEATHS, Model, WeightSet
+from .weights import Model, WeightSet
 from .workers import Worker
 
 
@@ -24,10 +23,9 @@ class Library:
 
     def __init__(self, fleet: Fleet, out: list[Instruction]) -> None:
         self.models: dict[str, Model] = {}
-        self.sets: dict[int, WeightSet] = {}
+        self.holdings = Holdings(out)
         self._fleet = fleet
         self._out = out
-        self._numbers = 0
         self._loaders: dict[int, WeightSet] = {}
 
     # --- by name ------------------------------------------------------------------------------------------
@@ -44,17 +42,19 @@ class Library:
             raise ModelNotFound(f"no model {name!r} here; there are: {known or 'none'}")
         return model
 
-    def declare(self, caller: CallerKey, load: LoadModel, regions: tuple[Any, ...]) -> None:
+    def declare(self, caller: CallerKey, load: LoadModel) -> None:
         """Make a model available, or start to replace the one that has its name."""
         model = self.models.get(load.name)
         if model is not None and (model.is_leaving or model.successor is not None):
             doing = "unloaded" if model.is_leaving else "replaced by a newer version"
-            error = InvalidRequest(f"model {load.name!r} is being {doing}; wait for that")
-            self.refuse(caller, error, regions)
+            self.refuse(caller, InvalidRequest(f"model {load.name!r} is being {doing}; wait for that"))
             return
-        self._numbers += 1
-        version = WeightSet(self._numbers, load, regions)
-        self.sets[version.number] = version
+        try:
+            version = self.holdings.add(load, caller)
+        except InvalidRequest as error:
+            self.refuse(caller, error)
+            return
+        self.holdings.let_go(caller)
         if model is None:
             model = self.models[load.name] = Model(load.name, version)
         else:
@@ -67,9 +67,9 @@ class Library:
         if load.eager or is_replacing or load.source == "frozen" or load.options.get("warm"):
             self.need(version)
 
-    def refuse(self, caller: CallerKey, error: PoolError, regions: tuple[Any, ...] = ()) -> None:
+    def refuse(self, caller: CallerKey, error: PoolError) -> None:
         """Do not do what was asked for."""
-        self._free(regions)
+        self.holdings.let_go(caller)
         self._out.append(ToCaller(caller, Refused(error.to_record())))
 
     def remove(self, caller: CallerKey, name: str) -> None:
@@ -112,15 +112,28 @@ class Library:
         version.error = None
         self._start_loader(version)
 
-    def built(self, event: ModelBuilt) -> None:
-        """A loader is done."""
-        version = self._loaders.pop(event.child, None)
+    def built(self, child: int, built: ModelBuilt) -> None:
+        """A loader is done.
+
+        Raises:
+            InvalidRequest: it names regions that it has not filled.
+        """
+        version = self._loaders.get(child)
         if version is None:  # nobody wants it any more
-            self._free(event.regions)
+            self.holdings.let_go(child)
             return
+        self.holdings.regions.use(child, version.number, built.regions)
+        del self._loaders[child]
         version.loader = 0
-        version.manifest, version.skeleton = event.manifest, event.skeleton
-        version.modules, version.regions = event.modules, event.regions
+        version.manifest, version.skeleton = built.manifest, built.skeleton
+        version.modules, version.regions = built.modules, tuple(built.regions)
+        version.opaque = built.opaque
+        if built.rebuild:
+            load = version.load
+            version.recipe = [load.source, load.manifest, load.pickled]
+        for note in built.notes:
+            self._out.append(Report(f"{version.load.name}: {note}"))
+        self.holdings.let_go(child)
         self._adopt(version)
 
     def build_failed(self, child: int, error: Record) -> list[Request]:
@@ -132,7 +145,8 @@ class Library:
         version.error = error
         version.life.become("failed")
         model = self.models[version.load.name]
-        self._tell(version.waiting_for_load, Refused(error))
+        self.holdings.tell(version.waiting_for_load, Refused(error))
+        self.holdings.tell(version.waiting_to_attach, Refused(error))
         if version is model.successor:
             model.successor = None
             self._retire(version, Refused(error))
@@ -143,8 +157,13 @@ class Library:
         self.need(model.current)  # the queue had waited for the successor
         return []
 
+    def is_loading(self, child: int) -> bool:
+        """Whether somebody wants what a loader builds."""
+        return child in self._loaders
+
     def loader_exited(self, child: int, *, was_forked: bool) -> bool:
         """A loader is gone; true if that ends a load (the caller reports why), false if it is of no matter."""
+        self.holdings.let_go(child)
         version = self._loaders.get(child)
         if version is not None and not was_forked:  # the zygote died before it came to this
             del self._loaders[child]
@@ -153,19 +172,52 @@ class Library:
         self._fleet.loader_exited(child)
         return version is not None
 
-    def grant(self, child: int, sizes_bytes: list[int]) -> None:
-        """A loader asks for memory."""
-        if child in self._loaders:
-            self._out.append(GrantRegions(child, sizes_bytes))
-
     def adopted(self) -> list[Model]:
         """Imports are done: return the models whose weight sets became ready by it."""
         ready: list[Model] = []
-        for version in list(self.sets.values()):  # a version that takes over frees another
+        for version in list(self.holdings.sets.values()):  # a version that takes over frees another
             if version.life.state == "adopting" and version.generation <= self._fleet.generation:
                 version.life.become("ready")
                 ready.append(self._took_over(version))
         return ready
+
+    def attach(self, caller: CallerKey, name: str) -> None:
+        """Hand a model's weights to somebody at the unix socket, once they are loaded."""
+        try:
+            model = self.find(name)
+        except ModelNotFound as error:
+            self.refuse(caller, error)
+            return
+        version = model.current
+        if not version.is_ready and model.successor is not None:
+            version = model.successor
+        self.holdings.attach(version, caller)
+        self.need(version)
+
+    def warm(self, worker: Worker) -> None:
+        """Hand an idle worker every weight set that shall be warm."""
+        for model in self.models.values():
+            if model.current.is_ready and model.current.is_warm:
+                self.holdings.give(model.current, worker, eager=True)
+
+    def file_changed(self, number: int, error: Record) -> list[Request]:
+        """A file that is a region is not what it was: load anew what lies in it, when it is needed again.
+
+        Returns:
+            The requests that waited for what is not to be had any more.
+        """
+        failed: list[Request] = []
+        for set_number in self.holdings.regions[number].weight_sets:
+            version = self.holdings.sets[set_number]
+            model = self.models.get(version.load.name)
+            if version.life.state != "ready" or model is None or model.current is not version:
+                continue
+            model.current = self.holdings.add(version.load)
+            model.current.error = error
+            model.expected_s = None
+            self._retire(version, Refused(error))
+            failed += model.queue
+        return failed
 
     def _start_loader(self, version: WeightSet) -> None:
         load = version.load
@@ -183,85 +235,12 @@ class Library:
             model.successor, retired = None, model.current
             model.current, model.expected_s = version, None
             self._retire(retired, Done("replaced by a newer version"))
-        self._tell(version.waiting_for_load, Done("loaded"))
+        self.holdings.tell(version.waiting_for_load, Done("loaded"))
+        self.holdings.attach_waiting(version)
         return model
 
-    # --- holders ------------------------------------------------------------------------------------------
-
-    def give(self, version: WeightSet, worker: Worker, *, eager: bool) -> None:
-        """Hand a weight set to a worker that does not hold it yet."""
-        if version.number in worker.holds:
-            return
-        worker.holds.add(version.number)
-        version.holders.add(worker.child)
-        if eager:
-            worker.thawing[version.number] = None
-        load = version.load
-        order = Thaw(
-            version.number, load.name, load.options, version.manifest, version.skeleton, load.paths, eager
-        )
-        self._out.append(ToChild(worker.child, order, [], version.regions))
-
-    def warm(self, worker: Worker) -> None:
-        """Hand an idle worker every weight set that shall be warm."""
-        for model in self.models.values():
-            if model.current.is_ready and model.current.is_warm:
-                self.give(model.current, worker, eager=True)
-
-    def forgot(self, worker: Worker, number: int) -> None:
-        """A worker has unmapped a weight set."""
-        worker.holds.discard(number)
-        worker.thawing.pop(number, None)
-        self._dropped_by(worker.child, number)
-
-    def worker_died(self, worker: Worker, begun: int) -> None:
-        """A worker is gone, and with it all that it had mapped."""
-        if worker.thawing and not begun:
-            self._died_thawing(self.sets[next(iter(worker.thawing))])
-        for number in worker.holds:
-            self._dropped_by(worker.child, number)
-        worker.holds.clear()
-
-    def _died_thawing(self, version: WeightSet) -> None:
-        """Do not let one warm model kill worker after worker, from which all models would suffer."""
-        version.thaw_deaths += 1
-        if version.thaw_deaths == MAX_THAW_DEATHS:
-            text = f"{version.thaw_deaths} workers died when they were to thaw it; it is thawed when it is run"
-            self._out.append(Report(f"{version.load.name} is not kept warm: {text}"))
-
     def _retire(self, version: WeightSet, answer: Message) -> None:
-        """Free a weight set as soon as nobody holds it; ``answer`` is for who still waits for it."""
-        self._tell(version.waiting_for_load, answer)
         if version.life.state == "building":
             del self._loaders[version.loader]
             self._fleet.give_up_loader(version.loader)
-        if version.holders:
-            version.life.become("draining")
-            for child in sorted(version.holders):
-                self._out.append(ToChild(child, Forget(version.number), [], ()))
-        else:
-            self._freed(version)
-
-    def _dropped_by(self, child: int, number: int) -> None:
-        version = self.sets.get(number)
-        if version is None:
-            return
-        version.holders.discard(child)
-        if version.life.state == "draining" and not version.holders:
-            self._freed(version)
-
-    def _freed(self, version: WeightSet) -> None:
-        version.life.become("freed")
-        del self.sets[version.number]
-        self._free(version.regions)
-        version.regions = ()
-        self._tell(version.unloaders, Done("unloaded"))
-
-    def _free(self, regions: tuple[Any, ...]) -> None:
-        if regions:
-            self._out.append(FreeRegions(regions))
-
-    def _tell(self, callers: list[CallerKey], answer: Message) -> None:
-        for caller in callers:
-            self._out.append(ToCaller(caller, answer))
-        callers.clear()
+        self.holdings.retire(version, answer)

@@ -22,10 +22,14 @@ class WeightSet:
     Attributes:
         number: never used twice.
         load: where it comes from.
-        manifest, skeleton, modules, regions: what workers need; empty until it is built.
+        manifest, skeleton, modules, regions, recipe: what workers need; empty until it is built.
+        opaque: what of it lies outside of the regions, by path, and why.
+        private_bytes: what it took a worker besides the regions, when it was last thawed.
         generation: the zygote generation whose children have its modules.
         loader: the child that builds it, or 0.
         holders: workers that were given it.
+        attached: who else maps it, at the unix socket.
+        waiting_to_attach: who wants to as soon as it is ready.
         running: attempts that run on it.
         thaw_deaths: how many workers died when they were to thaw it at once.
         error: why the last attempt to build it failed.
@@ -33,16 +37,21 @@ class WeightSet:
         unloaders: who is told when its memory was freed.
     """
 
-    def __init__(self, number: int, load: LoadModel, regions: tuple[Any, ...]) -> None:
+    def __init__(self, number: int, load: LoadModel) -> None:
         self.number = number
         self.load = load
         self.manifest = load.manifest if load.source == "frozen" else []
         self.skeleton = load.pickled if load.source == "frozen" else b""
         self.modules = load.modules
-        self.regions = regions
+        self.regions: tuple[int, ...] = tuple(load.regions)
+        self.recipe: list[Any] = []
+        self.opaque: dict[str, str] = {}
+        self.private_bytes = 0
         self.generation = 0
         self.loader = 0
         self.holders: set[int] = set()
+        self.attached: set[CallerKey] = set()
+        self.waiting_to_attach: list[CallerKey] = []
         self.running = 0
         self.thaw_deaths = 0
         self.error: dict[str, Any] | None = None
@@ -62,11 +71,6 @@ class WeightSet:
     def is_warm(self) -> bool:
         """Whether every worker shall thaw it at once."""
         return bool(self.load.options.get("warm")) and self.thaw_deaths < MAX_THAW_DEATHS
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory of its regions."""
-        return sum(region.size_bytes for region in self.regions)
 
 
 class Model:

@@ -3,11 +3,10 @@
 A region is memory that the supervisor owns and others use. Its life is a line::
 
     create ──► (somebody fills it) ──► seal ──► (anybody maps it) ──► close
-    adopt  ──────────────────────────► sealed
 
-Sealed means for ever: no process, the supervisor included, can change the content any more, and none can
-change its size. So a reader needs to trust nobody. Closing gives up the supervisor's own hold; the bytes are
-freed when the last process that has the region open or mapped lets go of it too.
+The size never changes. Sealed means for ever: no process, the supervisor included, can change the content any
+more. So a reader needs to trust nobody. Closing gives up the supervisor's own hold; the bytes are freed when the
+last process that has the region open or mapped lets go of it too.
 
 Implementations pass one contract test suite. None imports torch.
 """
@@ -72,22 +71,6 @@ class RegionStore(Protocol):
         Raises:
             RegionRefused: it does not fit into the memory that is available now.
             ValueError: `size_bytes` is not positive.
-        """
-        ...
-
-    def adopt(self, fd: int, size_bytes: int, name: str) -> Region:
-        """Take over a region that another process made and filled, and seal it.
-
-        From here on the descriptor belongs to the region. If this raises, it is still the caller's.
-
-        Args:
-            fd: as it came from the other process.
-            size_bytes: how large that process said it is.
-            name: for people.
-
-        Raises:
-            ValueError: it is no memory that can be sealed, or has another size.
-            RegionBusy: the other process still maps it writably.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 Keeps the same contract as the real stores. What the kernel does for those, and other processes do to them,
 is done here by methods: `write` and `read` stand for ``pwrite`` and ``pread``, `map_writably` and `unmap`
-for a process that maps a region, `offer` for one that hands a region over.
+for a process that maps a region.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ class _Bytes:
 
     size_bytes: int
     sealed: bool = False
-    sealable: bool = True
     writable_mappings: int = 0
     #: Only pages that were written exist.
     pages: dict[int, bytearray] = field(default_factory=dict[int, bytearray])
@@ -58,19 +57,9 @@ class FakeStore:
         check_size(size_bytes)
         if size_bytes > self.available_bytes:
             raise RegionRefused(name, size_bytes, self.available_bytes)
-        return Region(fd=self.offer(size_bytes), size_bytes=size_bytes, sealed=False, name=name)
-
-    def adopt(self, fd: int, size_bytes: int, name: str) -> Region:
-        """Seal what was offered; see `RegionStore.adopt`."""
-        check_size(size_bytes)
-        file = self._files.get(fd)
-        if file is None or not file.sealable:
-            raise ValueError("only memory that can be sealed can be adopted")
-        if file.size_bytes != size_bytes:
-            raise ValueError(f"the file has {file.size_bytes:,} bytes; {size_bytes:,} were announced")
-        region = Region(fd=fd, size_bytes=size_bytes, sealed=False, name=name)
-        self.seal(region)
-        return region
+        fd = next(self._next_fd)
+        self._files[fd] = _Bytes(size_bytes)
+        return Region(fd=fd, size_bytes=size_bytes, sealed=False, name=name)
 
     def seal(self, region: Region) -> None:
         """Make a region unchangeable; see `RegionStore.seal`."""
@@ -90,12 +79,6 @@ class FakeStore:
         if region.is_open:
             del self._files[region.fd]
             region.fd = -1
-
-    def offer(self, size_bytes: int, *, sealable: bool = True) -> int:
-        """Return the descriptor of a new region that belongs to nobody yet."""
-        fd = next(self._next_fd)
-        self._files[fd] = _Bytes(size_bytes, sealable=sealable)
-        return fd
 
     def write(self, fd: int, data: bytes, offset_bytes: int = 0) -> None:
         """Change content as another process would.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 from collections.abc import Iterator
 
 from .base import Region, RegionBusy, RegionRefused, check_open, check_size
@@ -37,45 +36,26 @@ class MemfdStore:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size_bytes)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         except BaseException:
             os.close(fd)
             raise
         return Region(fd=fd, size_bytes=size_bytes, sealed=False, name=name)
-
-    def adopt(self, fd: int, size_bytes: int, name: str) -> Region:
-        """Check that a descriptor is a memfd as announced, and seal it; see `RegionStore.adopt`."""
-        check_size(size_bytes)
-        status = os.fstat(fd)
-        # A file with a name could be one that its owner keeps changing, or that fills a disk.
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink:
-            raise ValueError("only an anonymous file in memory, as memfd_create makes them, can be adopted")
-        seals = _seals(fd)
-        if seals & fcntl.F_SEAL_SEAL and seals & SEALS != SEALS:
-            raise ValueError("the file forbids sealing; make it with MFD_ALLOW_SEALING")
-        if os.get_inheritable(fd):
-            os.set_inheritable(fd, False)
-        _check_announced(fd, size_bytes)
-        region = Region(fd=fd, size_bytes=size_bytes, sealed=False, name=name)
-        self.seal(region)
-        # Asked again: until it was sealed, the other process could have changed the size.
-        _check_announced(fd, size_bytes)
-        return region
 
     def seal(self, region: Region) -> None:
         """Seal against writing, growing, shrinking and further sealing; see `RegionStore.seal`."""
         check_open(region)
         if region.sealed:
             return
-        if _seals(region.fd) & SEALS != SEALS:
-            try:
-                fcntl.fcntl(region.fd, fcntl.F_ADD_SEALS, SEALS)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                raise RegionBusy(
-                    f"the region {region.name!r} cannot be sealed: a process, perhaps a forked child, still "
-                    f"has it mapped shared and writable; fill regions by writing into them"
-                ) from error
+        try:
+            fcntl.fcntl(region.fd, fcntl.F_ADD_SEALS, SEALS)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise RegionBusy(
+                f"the region {region.name!r} cannot be sealed: a process, perhaps a forked child, still "
+                f"has it mapped shared and writable; fill regions by writing into them"
+            ) from error
         region.sealed = True
 
     def allocated_bytes(self, region: Region) -> int:
@@ -88,21 +68,6 @@ class MemfdStore:
         if region.is_open:
             fd, region.fd = region.fd, -1
             os.close(fd)
-
-
-def _check_announced(fd: int, size_bytes: int) -> None:
-    found_bytes = os.fstat(fd).st_size
-    if found_bytes != size_bytes:
-        raise ValueError(f"the file has {found_bytes:,} bytes; {size_bytes:,} were announced")
-
-
-def _seals(fd: int) -> int:
-    try:
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        raise ValueError("the file lies on a disk; only memory can be sealed") from error
 
 
 def available_bytes(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int:

@@ -11,12 +11,13 @@ from typing import Any
 from ...protocol.errors import InvalidRequest, PoolError
 from ...protocol.values import encode
 from ..config import Settings
+from ..core.accounting import WeightsAccount, account_of
 from ..core.core import Core
 from ..core.weights import Model
-from ..memory.base import RegionStore
 from .processes import Processes
 from .reactor import Reactor
 from .sampler import ProcessMemory, Sampler
+from .shelf import Shelf
 
 #: Notes that are kept: fallbacks taken, processes replaced.
 _KEPT_NOTES = 100
@@ -28,18 +29,18 @@ class Answers:
     """Answers queries.
 
     Args:
-        core, settings, processes, store: what is asked about.
+        core, settings, processes, shelf: what is asked about.
         reactor: watches for measurements that are done.
     """
 
     def __init__(
-        self, core: Core, settings: Settings, processes: Processes, reactor: Reactor, store: RegionStore
+        self, core: Core, settings: Settings, processes: Processes, reactor: Reactor, shelf: Shelf
     ) -> None:
         self._core = core
         self._settings = settings
         self._processes = processes
         self._reactor = reactor
-        self._store = store
+        self._shelf = shelf
         self._sampler = Sampler()
         self._started_at = time.monotonic()
         self.notes: deque[str] = deque(maxlen=_KEPT_NOTES)
@@ -72,7 +73,7 @@ class Answers:
             "state": version.life.state,
             "source": version.load.source,
             "method": model.method,
-            "weights_bytes": version.size_bytes,
+            "weights_bytes": account_of(self._core.library.holdings, version).size_bytes,
             "workers": len(version.holders),
             "queued": sum(request.is_queued for request in model.queue),
             "running": version.running,
@@ -103,9 +104,9 @@ class Answers:
                     "outstanding": len(worker.outstanding),
                     "is_thawed": not worker.thawing,
                     "models": sorted(
-                        self._core.library.sets[number].load.name
+                        self._core.library.holdings.sets[number].load.name
                         for number in worker.holds
-                        if number in self._core.library.sets
+                        if number in self._core.library.holdings.sets
                     ),
                 }
                 for worker in fleet.workers
@@ -125,8 +126,9 @@ class Answers:
         return roles
 
     def _memory(self, roles: dict[int, str], measured: dict[int, ProcessMemory]) -> dict[str, Any]:
-        versions = list(self._core.library.sets.values())
-        weights = sum(self._store.allocated_bytes(region) for one in versions for region in one.regions)
+        holdings = self._core.library.holdings
+        accounts = [account_of(holdings, version) for version in holdings.sets.values()]
+        weights = self._shelf.allocated_bytes()
         processes = [
             {
                 "pid": pid,
@@ -140,9 +142,26 @@ class Answers:
         return {
             "total_bytes": sum(one.pss for one in measured.values()) + weights,
             "weights_bytes": weights,
-            "weights_bytes_unshared": sum(one.size_bytes * len(one.holders) for one in versions),
+            "weights_bytes_unshared": sum(one.size_bytes * len(one.version.holders) for one in accounts),
+            "weights": [_weights(one) for one in accounts],
             "slots_bytes": 0,
             "mailboxes_bytes": 0,
             "spilled_bytes": 0,
             "processes": processes,
         }
+
+
+def _weights(account: WeightsAccount) -> dict[str, Any]:
+    version = account.version
+    return {
+        "model": version.load.name,
+        "state": version.life.state,
+        "size_bytes": account.size_bytes,
+        "own_bytes": account.own_bytes,
+        "shared_with": account.shared_with,
+        "private_bytes": version.private_bytes,
+        "opaque": version.opaque,
+        "workers": len(version.holders),
+        "attached": len(version.attached),
+        "is_rebuilt": bool(version.recipe),
+    }

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ...protocol.channel import Channel, Delivery
@@ -84,11 +84,11 @@ class ControlServer:
         self._reactor.watch(pidfd, lambda: self.end(connection))
         return connection
 
-    def send(self, connection: Connection, message: Message) -> None:
+    def send(self, connection: Connection, message: Message, fds: Sequence[int] = ()) -> None:
         """Send a message; if the process is just ending, that will be noticed."""
         if connection in self.connections:
             with contextlib.suppress(OSError):
-                connection.channel.send(message)
+                connection.channel.send(message, fds=fds)
                 self._reactor.wants_to_write(connection.channel)
 
     def end(self, connection: Connection) -> None:

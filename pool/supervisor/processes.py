@@ -139,14 +139,14 @@ class Processes:
                 self._zygote_channel.send(message, fds=fds)
                 self._reactor.wants_to_write(self._zygote_channel)
 
-    def _zygote_readable(self) -> None:
+    def _zygote_readable(self, *, until_empty: bool = False) -> None:
         assert self._zygote_channel is not None
-        for delivery in self._zygote_channel.arrived():
+        for delivery in self._zygote_channel.arrived(until_empty=until_empty):
             self._zygote_said(delivery)
 
     def _zygote_exited(self) -> None:
         assert self._zygote is not None
-        self._zygote_readable()
+        self._zygote_readable(until_empty=True)
         self._zygote.wait()
         cause = describe_status(_status_of(self._zygote))
         self._zygote_ended()
@@ -236,9 +236,9 @@ class Processes:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(child.pidfd, signum)
 
-    def _readable(self, child: Child) -> None:
+    def _readable(self, child: Child, *, until_empty: bool = False) -> None:
         try:
-            for delivery in child.channel.arrived():
+            for delivery in child.channel.arrived(until_empty=until_empty):
                 self._deliver(child, delivery)
         except (OSError, ValueError):  # a broken stream: whatever it was, it is not our child any more
             self.signal(child.number, signal.SIGKILL)
@@ -250,7 +250,7 @@ class Processes:
         self._reactor.forget(child.pidfd)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)  # what it started and left
-        self._readable(child)
+        self._readable(child, until_empty=True)
         self._read_output(child, child.output_fd)
         if child.cause or self._zygote is None:
             self._finish(child, child.cause or "unknown")

@@ -27,7 +27,7 @@ def serve_standalone(config: str, listen: list[str], directory: str | None, name
         supervisor = Supervisor(settings, folder, is_verbose=True)
         paths = [os.path.dirname(os.path.abspath(config))]
         for name, model in models.items():
-            supervisor.feed(events.ModelDeclared(None, load_by_name(name, model, paths), ()))
+            supervisor.feed(events.ModelDeclared(None, load_by_name(name, model, paths)))
         supervisor.serve()
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201

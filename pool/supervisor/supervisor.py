@@ -17,12 +17,11 @@ from typing import Any
 
 from ...protocol import messages
 from ...protocol.channel import Channel, Delivery
-from ...protocol.errors import InvalidRequest, LoadFailed, OutOfBudget, PoolError
+from ...protocol.errors import InvalidRequest, PoolError
 from ...protocol.manifest import Manifest
 from ..config import Settings, check_name
 from ..core import events, instructions
 from ..core.core import Core
-from ..memory.base import Region, RegionBusy, RegionRefused
 from ..memory.memfd import MemfdStore
 from ..runtime import CONTROL, REQUESTS, RuntimeDirectory
 from .answers import Answers
@@ -31,8 +30,10 @@ from .control import Connection, ControlServer
 from .logs import Line, Logs
 from .processes import Child, Processes
 from .reactor import Reactor
+from .shelf import Shelf
 
 _LINGER_MS = 500
+_SOURCES = ("frozen", "factory", "import", "path")
 
 
 class Supervisor:
@@ -51,12 +52,13 @@ class Supervisor:
         self._is_verbose = is_verbose
         self._events: deque[events.Event] = deque()
         self._is_handling = False
-        self._granted: dict[int, list[Region]] = {}
         self._connections: dict[Peer, Connection] = {}
         self._tokens: dict[bytes, Connection] = {}
-        self._store = MemfdStore()
         self.core = Core(settings.workers, settings.slots)
         self._reactor = Reactor()
+        self._shelf = Shelf(
+            MemfdStore(), send=self._to_filler, feed=self.feed, note=self._note, call_at=self._reactor.call_at
+        )
         self._logs = Logs(self._tell_lines, lambda s, call: self._reactor.call_at(time.monotonic() + s, call))
         self._control = ControlServer(self._reactor, received=self._from_caller, ended=self._caller_ended)
         self._clients = ClientSockets(
@@ -77,15 +79,17 @@ class Supervisor:
             zygote_said=self._from_zygote,
             zygote_died=lambda cause: self.feed(events.ZygoteDied(cause)),
         )
-        self._answers = Answers(self.core, settings, self._processes, self._reactor, self._store)
+        self._answers = Answers(self.core, settings, self._processes, self._reactor, self._shelf)
         self._execute: dict[type, Callable[[Any], None]] = {
             instructions.ToClient: self._to_client,
             instructions.ToChild: self._to_child,
-            instructions.ToCaller: lambda one: self._control.send(one.caller, one.message),
+            instructions.ToCaller: lambda one: self._control.send(
+                one.caller, one.message, self._shelf.fds(one.regions)
+            ),
             instructions.ForkChild: lambda one: self._processes.fork(one.child, one.role),
             instructions.SignalChild: lambda one: self._processes.signal(one.child, one.signal),
-            instructions.GrantRegions: self._grant,
-            instructions.FreeRegions: lambda one: self._close_regions(one.regions),
+            instructions.GrantRegions: self._shelf.grant,
+            instructions.FreeRegions: lambda one: self._shelf.free(one.regions),
             instructions.ToZygote: lambda one: self._processes.tell_zygote(one.message),
             instructions.ReplaceZygote: lambda _: self._processes.start_zygote(),
             instructions.Report: lambda one: self._note(one.text),
@@ -152,6 +156,7 @@ class Supervisor:
         self._clients.close(_LINGER_MS)
         self._processes.close()
         self._answers.close()
+        self._shelf.close()
         self._control.close()
         self._directory.remove()
         self._reactor.close()
@@ -192,18 +197,28 @@ class Supervisor:
 
     def _from_caller(self, caller: Connection, delivery: Delivery) -> None:
         message = delivery.message
-        if not isinstance(message, messages.LoadModel):
-            delivery.close_fds()
+        if isinstance(message, messages.OfferFile):
+            try:
+                self._shelf.offer(caller, message.path, delivery.fds)
+            finally:
+                delivery.close_fds()
+            return
+        delivery.close_fds()  # no other message has any
         if isinstance(message, messages.Admit):
             token = self._clients.make_token()
             self._tokens[token] = caller
             endpoint = ipc_endpoint(self._directory.join(REQUESTS))
             self._control.send(caller, messages.Admitted(token, endpoint, self.settings.name))
         elif isinstance(message, messages.LoadModel):
-            self._declare(caller, message, delivery.fds)
-            delivery.close_fds()
+            self._declare(caller, message)
         elif isinstance(message, messages.UnloadModel):
             self.feed(events.ModelRemoved(caller, message.name))
+        elif isinstance(message, messages.AttachModel):
+            self.feed(events.ModelWanted(caller, message.name))
+        elif isinstance(message, messages.NeedRegions):
+            self._shelf.need(caller, message.wants)
+        elif isinstance(message, messages.RegionsFilled):
+            self._shelf.filled(caller, message.regions)
         elif isinstance(message, messages.StopPool):
             self.feed(events.StopAsked(message.drain))
         elif isinstance(message, messages.FollowLogs):
@@ -219,34 +234,21 @@ class Supervisor:
             self._clients.drop(peer)
         for token in [token for token, connection in self._tokens.items() if connection is caller]:
             del self._tokens[token]
+        self.feed(events.CallerLeft(caller))
         if caller.is_owner:
             self._reactor.stop()
 
-    def _declare(self, caller: Connection, load: messages.LoadModel, fds: list[int]) -> None:
-        regions: list[Region] = []
+    def _declare(self, caller: Connection, load: messages.LoadModel) -> None:
         try:
             check_name("model", load.name)
+            if load.source not in _SOURCES:
+                raise InvalidRequest(f"source {load.source!r}; known are {', '.join(_SOURCES)}")
             if load.source == "frozen":
-                self._adopt(load, fds, regions)
-            elif load.source not in ("factory", "import"):
-                raise InvalidRequest(f"source {load.source!r}; known are frozen, factory and import")
+                _check_manifest(load)
         except PoolError as error:
-            self._close_regions(tuple(regions))
-            self._control.send(caller, messages.Refused(error.to_record()))
+            self.feed(events.FillingFailed(caller, error.to_record()))
             return
-        self.feed(events.ModelDeclared(caller, load, tuple(regions)))
-
-    def _adopt(self, load: messages.LoadModel, fds: list[int], regions: list[Region]) -> None:
-        """Take over and seal the regions that an app has filled."""
-        try:
-            sizes = Manifest.from_wire(load.manifest).region_sizes_bytes
-            if len(sizes) != len(fds):
-                raise InvalidRequest(f"the manifest names {len(sizes)} regions, {len(fds)} came along")
-            for size_bytes in sizes:
-                regions.append(self._store.adopt(fds[0], size_bytes, load.name))
-                fds.pop(0)  # it belongs to the region now
-        except (ValueError, OSError, RegionBusy) as error:
-            raise LoadFailed(f"{load.name}: {error}") from error
+        self.feed(events.ModelDeclared(caller, load))
 
     def _tell_lines(self, lines: list[Line]) -> None:
         plain = messages.LogLines([list(line) for line in lines])
@@ -277,7 +279,9 @@ class Supervisor:
 
     def _from_child(self, child: Child, delivery: Delivery) -> None:
         message, number = delivery.message, child.number
-        delivery.close_fds()  # no message of a child has any
+        if isinstance(message, messages.OfferFile):
+            self._shelf.offer(number, message.path, delivery.fds)
+        delivery.close_fds()  # no other message of a child has any
         if isinstance(message, messages.Ran):
             child.ran_last = self.core.running_on(message.attempt)
             ended = events.AttemptEnded(
@@ -288,33 +292,25 @@ class Supervisor:
             child.ran_last = self.core.running_on(message.attempt)
             self.feed(events.AttemptEnded(number, message.attempt, message.seconds, b"", [], message.error))
         elif isinstance(message, messages.Thawed):
-            self.feed(events.SetThawed(number, message.weight_set, None))
+            self.feed(events.SetThawed(number, message.weight_set, message.private_bytes, None))
         elif isinstance(message, messages.ThawFailed):
             self._note(f"worker {child.pid} cannot thaw: {message.error.get('message', '')}")
-            self.feed(events.SetThawed(number, message.weight_set, message.error))
+            self.feed(events.SetThawed(number, message.weight_set, 0, message.error))
         elif isinstance(message, messages.Forgot):
             self.feed(events.SetForgotten(number, message.weight_set, message.unmapped))
         elif isinstance(message, messages.NeedRegions):
-            self.feed(events.RegionsNeeded(number, message.sizes_bytes))
+            self._shelf.need(number, message.wants)
+        elif isinstance(message, messages.RegionsFilled):
+            self._shelf.filled(number, message.regions)
         elif isinstance(message, messages.ModelBuilt):
-            self._built(number, message)
+            self.feed(events.ModelBuilt(number, message))
         elif isinstance(message, messages.BuildFailed):
             self.feed(events.BuildFailed(number, message.error))
 
-    def _built(self, number: int, message: messages.ModelBuilt) -> None:
-        regions = tuple(self._granted.pop(number, ()))
-        try:
-            for region in regions:
-                self._store.seal(region)
-        except RegionBusy as error:
-            self._close_regions(regions)
-            self.feed(events.BuildFailed(number, LoadFailed(str(error)).to_record()))
-            return
-        self.feed(events.ModelBuilt(number, message.manifest, message.skeleton, message.modules, regions))
-
     def _child_died(self, child: Child, cause: str, begun: int) -> None:
         self._logs.ended(child.number, lambda: self._source(child))
-        self._close_regions(tuple(self._granted.pop(child.number, ())))
+        if cause == signal.Signals.SIGBUS.name:  # what comes of memory that has no file behind it any more
+            cause = "; ".join([cause, *self._shelf.changed_files()])
         self.feed(events.ChildExited(child.number, cause, begun, was_forked=child.pid > 0))
 
     def _child_printed(self, child: Child | None, data: bytes) -> None:
@@ -330,25 +326,23 @@ class Supervisor:
         return (child.pid, child.role, model, request)
 
     def _to_child(self, one: instructions.ToChild) -> None:
-        fds = [region.fd for region in one.regions]
-        self._processes.send(one.child, one.message, one.buffers, fds)
+        self._processes.send(one.child, one.message, one.buffers, self._shelf.fds(one.regions))
 
-    def _grant(self, one: instructions.GrantRegions) -> None:
-        granted = self._granted.setdefault(one.child, [])
-        try:
-            for size_bytes in one.sizes_bytes:
-                granted.append(self._store.create(size_bytes, "onecopy-weights"))
-        except (RegionRefused, ValueError, OSError) as error:
-            kind = OutOfBudget if isinstance(error, RegionRefused) else LoadFailed
-            self.feed(events.BuildFailed(one.child, kind(str(error)).to_record()))
-            self._processes.signal(one.child, signal.SIGKILL)
-            return
-        fds = [region.fd for region in granted]
-        self._processes.send(one.child, messages.RegionsGranted(), [], fds)
+    def _to_filler(self, filler: Any, message: messages.RegionsGranted, fds: list[int]) -> None:
+        if isinstance(filler, Connection):
+            self._control.send(filler, message, fds)
+        else:
+            self._processes.send(filler, message, [], fds)
 
-    def _close_regions(self, regions: tuple[Any, ...]) -> None:
-        for region in regions:
-            self._store.close(region)
+
+def _check_manifest(load: messages.LoadModel) -> None:
+    """Raise `InvalidRequest` unless a frozen model has a manifest that fits its regions."""
+    try:
+        sizes_bytes = Manifest.from_wire(load.manifest).region_sizes_bytes
+    except ValueError as error:
+        raise InvalidRequest(f"{load.name}: {error}") from error
+    if len(sizes_bytes) != len(load.regions):
+        raise InvalidRequest(f"{load.name}: the manifest has {len(sizes_bytes)} regions, not {len(load.regions)}")
 
 
 def serve_owner(owner_fd: int) -> int:

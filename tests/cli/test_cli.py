@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from leftovers import wait_until
 from onecopy.pool.cli import app
+from safetensors.torch import save_file
 from standalone import CLI, TESTS, onecopy, standalone, start_onecopy
 from typer.testing import CliRunner
 
@@ -71,6 +73,39 @@ def test_models_come_and_go_while_the_pool_serves(tmp_path):
         assert onecopy("unload", "nothing").returncode == 1
 
 
+def test_weights_come_from_files_and_what_models_share_is_told(tmp_path):
+    table = torch.arange(1 << 18, dtype=torch.float32).reshape(-1, 4)
+    save_file({"weight": table}, tmp_path / "table.safetensors")
+    torch.save(torch.nn.Embedding.from_pretrained(table), tmp_path / "table.pt")
+    factory = ["torch.nn:Embedding", "--arg", 1 << 16, "--arg", 4, "--weights", "table.safetensors"]
+    with standalone(tmp_path):
+        refused = onecopy("load", "saved", "./table.pt", cwd=tmp_path)
+        assert refused.returncode == 1
+        assert "a saved module is a pickle" in refused.stderr
+        for name, source in {
+            "built": factory, "saved": ["./table.pt", "--trusted"], "alone": [*factory, "--sharing", "private"],
+            "mapped": [*factory, "--residency", "file"], "half": [*factory, "--dtype", "bfloat16"],
+        }.items():  # fmt: skip
+            loaded = onecopy("load", name, *source, "--warm", cwd=tmp_path)
+            assert loaded.returncode == 0, loaded.stderr
+            assert _json("run", name, "--arg", '{"tensor": [1, 7]}') == [[4, 5, 6, 7], [28, 29, 30, 31]]
+        told = {one["model"]: one for one in _json("memory", "--json")["weights"]}
+        assert set(told["built"]["shared_with"]) == {"saved"}
+        assert told["alone"]["shared_with"] == told["half"]["shared_with"] == {}
+        assert {name: one["size_bytes"] for name, one in told.items() if name != "mapped"} == {
+            "built": 1 << 20, "saved": 1 << 20, "alone": 1 << 20, "half": 1 << 19, "toys": 0
+        }  # fmt: skip
+        assert onecopy("load", "locked", "pool_models:Locked", cwd=tmp_path).returncode == 0
+        lines = onecopy("memory").stdout.splitlines()
+        assert "locked: each worker builds it anew around the one copy, because it cannot be pickled" in lines
+        rows = [re.split(r" {2,}", line.strip()) for line in lines]
+        titles = ["model", "state", "size", "own", "shared with", "private per worker", "workers", "attached"]
+        assert titles in rows
+        [built] = [row for row in rows if row[0] == "built"]
+        assert built[:5] == ["built", "ready", "1.0 MB", "0 B", "saved 1.0 MB"]
+        assert built[6:] == ["1", "0"]
+
+
 def test_over_tcp_models_run_but_neither_code_nor_control_travels(tmp_path):
     with standalone(tmp_path, TOYS_ON_TCP) as served:
         (tcp,) = set(re.findall(r"tcp://127\.0\.0\.1:\d+", _wait_for_note(served)))
@@ -124,7 +159,9 @@ def test_a_pool_can_be_named_and_found_by_its_name(tmp_path):
         ("[models.a]\nmethod = 'x'", "[models.a] has no source"),
         ("[models.a]\nsource = 'm:f'\nwarmth = true", "unknown key 'warmth'"),
         ("[models.a]\nsource = 'm:f'\nwarm = 1", "models.a.warm must be bool"),
-        ("[models.a]\nsource = '/some/folder'", "source '/some/folder'"),
+        ("[models.a]\nsource = 'no-colon'", "source 'no-colon' is neither of the form 'package.module:name'"),
+        ("[models.a]\nsource = './model.pt'\nweights = 'w.pt'", "weights are for what a factory builds"),
+        ("[models.a]\nsource = 'm:f'\nresidency = 'disk'", "residency must be one of 'memory', 'file'"),
         ("workers =", "not TOML"),
         ("listen = ['tcp://0.0.0.0:5555']", "only loopback is allowed"),
     ],
@@ -251,6 +288,12 @@ def test_without_a_supervisor_every_command_says_how_to_start_one(tmp_path):
         ["batch", "m", "--input", "a", "--output", "b", "--resume", "--overwrite"],
         ["load", "m", "no-colon"],
         ["load", "bad name", "a:b"],
+        ["load", "m", "a:b", "--dtype", "int8"],
+        ["load", "m", "a:b", "--residency", "disk"],
+        ["load", "m", "a:b", "--sharing", "some"],
+        ["load", "m", "a:b", "--trusted"],
+        ["load", "m", "./folder", "--weights", "model.safetensors"],
+        ["load", "m", "./folder", "--arg", "1"],
         ["status", "--endpoint", "bad name"],
         ["logs", "--since", "yesterday"],
     ],

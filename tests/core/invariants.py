@@ -79,9 +79,11 @@ class Books:
             expected = self._exited(event)
         elif isinstance(event, events.SetForgotten) and event.unmapped:
             self.thawed.get(event.child, set()).discard(event.weight_set)
-        elif isinstance(event, events.ModelDeclared | events.ModelRemoved):
+        elif isinstance(event, events.ModelDeclared | events.ModelRemoved | events.ModelWanted):
             assert event.caller not in self.callers, "tests must not use a caller twice"
             self.callers[event.caller] = ""
+        elif isinstance(event, events.CallerLeft) and self.callers.get(event.caller) == "":
+            self.callers[event.caller] = "gone"
         for one in out:
             assert not self.finished, f"{one} after Finish"
             if isinstance(one, instructions.ToClient):
@@ -165,7 +167,7 @@ class Books:
 
     def _handed(self, child: int, run: messages.Run) -> None:
         assert run.weight_set in self.thawed.get(child, set()), f"worker {child} does not have {run.weight_set}"
-        model = self.core.library.sets[run.weight_set].load.name
+        model = self.core.library.holdings.sets[run.weight_set].load.name
         key = self.queues[model].popleft()
         asked = self.asked[key]
         assert run.body == asked.body, f"{key} is the oldest of {model}, but {run.body!r} was handed out"
@@ -194,6 +196,7 @@ class CheckedCore:
             check_workers(self.core, self.books)
             check_assignment(self.core)
             check_models(self.core)
+            check_regions(self.core)
         except Exception as error:
             error.add_note("the story so far:\n" + "\n".join(self.story))
             raise
@@ -228,7 +231,7 @@ def check_requests(core: Core, books: Books) -> None:
 
 def check_workers(core: Core, books: Books) -> None:
     """Who holds what agrees with the books, and is not more than anyone may hold."""
-    workers, sets = core.fleet.workers, core.library.sets
+    workers, sets = core.fleet.workers, core.library.holdings.sets
     held = {worker.child: list(worker.outstanding) for worker in workers if worker.outstanding}
     assert held == {child: list(given) for child, given in books.held.items() if given}
     assert workers.busy == len(held) <= workers.slots
@@ -267,13 +270,14 @@ def check_models(core: Core) -> None:
     """Everything that somebody waits for is on its way, or the reason why it is not passes by itself."""
     fleet, library = core.fleet, core.library
     for model in library.models.values():
-        assert model.current.number in library.sets
+        assert model.current.number in library.holdings.sets
         on_the_way = [one for one in (model.current, model.successor) if one is not None and _is_coming(core, one)]
         assert not model.queue or model.current.is_ready or on_the_way, f"nothing will answer {model}"
         assert not (model.is_leaving and not model.unanswered), f"{model} should be gone"
-    for version in library.sets.values():
-        assert version.life.state != "draining" or version.holders, f"{version} should be freed"
-        for caller in version.waiting_for_load:
+    for version in library.holdings.sets.values():
+        is_held = version.holders or version.attached
+        assert version.life.state != "draining" or is_held, f"{version} should be freed"
+        for caller in version.waiting_for_load + version.waiting_to_attach:
             assert _is_coming(core, version), f"{caller} waits for {version} in vain"
     can_fork = fleet._zygote_is_ready and not fleet._in_flight and not fleet.is_dismissing
     if can_fork:
@@ -281,6 +285,29 @@ def check_models(core: Core) -> None:
     if can_fork and fleet._resume_at == _INFINITY:
         assert fleet.workers.missing <= 0, "workers are missing, and nobody forks them"
         assert not fleet.workers.replaceable()
+
+
+def check_regions(core: Core) -> None:
+    """Regions are held by who knows of them, found by their content, and waited for only while they are filled."""
+    holdings = core.library.holdings
+    regions = holdings.regions
+    assert not regions.freed
+    assert not regions.answers
+    for number, record in regions._by_number.items():
+        assert record.holders, f"{record} should be freed"
+        lying = {one.number for one in holdings.sets.values() if number in one.regions}
+        assert set(record.weight_sets) == lying, f"{record} is held by {record.holders}"
+        fillers = {filler for filler, held in regions._held.items() if number in held}
+        assert record.holders - {("set", one) for one in lying} == fillers
+        assert (record.life.state == "filling") == (record.filler is not None)
+    for key, record in regions._by_key.items():
+        assert record.key == key
+        assert regions._by_number[record.number] is record
+    waiting = [(filler, number) for number, waiters in regions._waiting.items() for filler, *_ in waiters]
+    for filler, number in waiting:
+        assert regions[number].life.state == "filling", f"{filler} waits for {regions[number]} in vain"
+        filling = [record for record in regions._held.get(filler, {}).values() if record.filler == filler]
+        assert not filling, f"{filler} waits for {number} and lets others wait for {filling}"
 
 
 def _is_coming(core: Core, version: object) -> bool:

@@ -39,7 +39,7 @@ class LoadPlan:
     outcome: str = "built"
     seconds: float = 0.05
     modules: tuple[str, ...] = ()
-    sizes_bytes: tuple[int, ...] = (4096, 100)
+    wants: tuple[tuple[int, bytes], ...] = ((4096, b""), (100, b""))  # equal digests stand for equal contents
 
 
 @dataclass
@@ -196,24 +196,39 @@ class SimulatedLoader(Child):
             self.later(self.plan.seconds, self._built)
         else:
             assert isinstance(message, messages.RegionsGranted)
-            self.later(self.plan.seconds, self._written)
+            self.later(self.plan.seconds, lambda: self._written(message.regions))
 
     def _built(self) -> None:
         if self.plan.outcome == "fails":
             error = {"code": "load_failed", "message": "it raised", "details": {}}
             self.world.feed(events.BuildFailed(self.number, error))
             self.die("exit code 0", told_in_s=EXIT_S)
-        elif self.plan.sizes_bytes:
-            self.world.feed(events.RegionsNeeded(self.number, list(self.plan.sizes_bytes)))
         else:
-            self._written()
+            self.numbers = [0] * len(self.plan.wants)
+            self._ask(list(range(len(self.plan.wants))))
 
-    def _written(self) -> None:
+    def _ask(self, places: list[int]) -> None:
+        if places:
+            self.asked = places
+            self.world.feed(events.RegionsNeeded(self.number, [self.plan.wants[place] for place in places]))
+        else:
+            self._all_written()
+
+    def _written(self, grants: list[list[object]]) -> None:
+        """Fill what is empty; what another is filling, ask for again, alone."""
         if self.plan.outcome == "dies":
             self.die("SIGSEGV")
             return
-        regions = self.world.take_granted(self.number)
-        self.world.feed(events.ModelBuilt(self.number, [], b"skeleton", list(self.plan.modules), regions))
+        for place, (number, state) in zip(self.asked, grants, strict=True):
+            if state == "fill":
+                self.world.filled(self.number, number)
+            if state != "wait":
+                self.numbers[place] = number
+        self._ask([place for place, number in enumerate(self.numbers) if not number][-1:])
+
+    def _all_written(self) -> None:
+        built = messages.ModelBuilt([], b"skeleton", list(self.plan.modules), self.numbers, False, {}, [])
+        self.world.feed(events.ModelBuilt(self.number, built))
         self.die("exit code 0", told_in_s=EXIT_S)
 
 
@@ -226,7 +241,7 @@ class SimulatedWorker(Child):
 
     def handle(self, message: object, regions: tuple[object, ...]) -> None:
         if isinstance(message, messages.Thaw):
-            assert all(region.is_open for region in regions), "freed regions are handed over"
+            assert self.world.are_open(regions), "freed regions are handed over"
             self.mapped[message.weight_set] = (message.model, regions)
             if message.eager:
                 self.later(0.02, lambda: self._thawed(message))
@@ -234,7 +249,7 @@ class SimulatedWorker(Child):
             plan = self.world.run_plans[message.body]
             self.begun = message.attempt
             model, regions = self.mapped[message.weight_set]
-            assert all(region.is_open for region in regions), "it runs on freed regions"
+            assert self.world.are_open(regions), "it runs on freed regions"
             self.later(plan.seconds, lambda: self._ran(message, model, plan))
         elif isinstance(message, messages.Forget):
             model, _ = self.mapped[message.weight_set]
@@ -253,7 +268,7 @@ class SimulatedWorker(Child):
             return
         failed = order.model in self.world.habits.thaw_fails
         error = {"code": "load_failed", "message": "no", "details": {}} if failed else None
-        self.world.feed(events.SetThawed(self.number, order.weight_set, error))
+        self.world.feed(events.SetThawed(self.number, order.weight_set, 0, error))
 
     def _ran(self, order: messages.Run, model: str, plan: RunPlan) -> None:
         if plan.kills or model in self.world.habits.thaw_kills:

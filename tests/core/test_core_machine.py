@@ -21,12 +21,13 @@ RUNS = st.builds(
     kills=st.sampled_from([0, 0, 0, 1, 2]),
     raises=st.sampled_from([False, False, True]),
 )
+DIGESTS = st.sampled_from([b"", b"a" * 16, b"b" * 16])
 LOADS = st.builds(
     LoadPlan,
     outcome=st.sampled_from(["built", "built", "built", "fails", "dies", "refused"]),
     seconds=st.sampled_from([0.05, 0.0, 2.0]),
     modules=MODULES,
-    sizes_bytes=st.sampled_from([(100,), (4096, 4096), ()]),
+    wants=st.lists(st.tuples(st.sampled_from([100, 4096]), DIGESTS), max_size=3).map(tuple),
 )
 PLACES = st.integers(0, 7)
 #: In this time everything that can end has ended: the plans are finite, and so are the core's pauses.
@@ -44,6 +45,7 @@ class PoolMachine(RuleBasedStateMachine):
         modules = {"threads": "thread", "deadly": "dies", "broken": "raises"}
         self.world = World(workers, min(slots, workers), Habits(modules=modules, zygote_fails=zygote_fails))
         self.submitted = []
+        self.attached = []
         self.world.join("ann")
         self.world.join("bob")
         self.world.load("m1", frozen=is_frozen, plan=first)
@@ -92,6 +94,15 @@ class PoolMachine(RuleBasedStateMachine):
         self.world.unload(model)
         if comes_back:
             self.world.load(model)
+
+    @rule(model=MODELS)
+    def attach(self, model):
+        self.attached.append(self.world.attach(model))
+
+    @precondition(lambda self: self.attached)
+    @rule(place=PLACES)
+    def detach(self, place):
+        self.world.detach(self.attached.pop(place % len(self.attached)))
 
     @rule(habit=st.sampled_from(["thaw_kills", "thaw_fails", "clings"]), model=MODELS, has=st.booleans())
     def change_habits(self, habit, model, has):
@@ -163,7 +174,9 @@ class PoolMachine(RuleBasedStateMachine):
         for name in list(world.core.library.models):
             world.unload(name)
         world.pass_time(_LONG_S)
-        assert not world.core.library.sets, "\n".join(world.checked.story)
+        for caller in self.attached:
+            world.detach(caller)
+        assert not world.core.library.holdings.sets, "\n".join(world.checked.story)
         assert not world.store.open_fds
         assert "" not in world.checked.books.callers.values(), "a caller was never answered"
         assert len(world.workers()) == world.core.fleet.workers.wanted

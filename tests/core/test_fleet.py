@@ -25,7 +25,7 @@ def without_reports(out):
 
 
 def frozen(core, name, *modules, caller="c"):
-    return core.feed(events.ModelDeclared((caller, name), load_of(name, modules=modules), ()))
+    return core.feed(events.ModelDeclared((caller, name), load_of(name, modules=modules)))
 
 
 def test_a_worker_that_dies_is_replaced_at_once():
@@ -269,7 +269,7 @@ def test_everything_that_can_go_wrong_with_modules_leaves_all_models_running():
 
 def test_a_warm_model_is_not_thawed_by_workers_that_are_about_to_be_replaced():
     core = Told(workers=2).start()
-    core.feed(events.ModelDeclared("c", load_of("m", modules=["a"], warm=True), ()))
+    core.feed(events.ModelDeclared("c", load_of("m", modules=["a"], warm=True)))
     out = without_reports(core.feed(events.ModulesAdopted(1, {}, 1)))
     assert out[1:] == [leave(1), leave(2), ForkChild(3, "worker"), ForkChild(4, "worker")]
     assert core.forked(3) == [thaw(3, eager=True, warm=True)]

@@ -2,7 +2,7 @@
 
 import pytest
 from core.simulated import Habits, LoadPlan, RunPlan
-from core.told import Told, build, codes, done, reply, run, thaw
+from core.told import Told, build, codes, done, load_of, reply, run, thaw
 from core.world import World
 from onecopy.pool.core import events
 from onecopy.pool.core.fleet import MAX_LOADERS
@@ -50,24 +50,24 @@ def test_models_load_beside_one_another_but_not_too_many_at_once():
 def test_requests_go_to_the_old_version_until_the_new_one_takes_over_and_the_old_is_freed_after_its_holder():
     core = Told().start()
     core.declare("m", "factory")
-    core.built(2, regions=("old",))
+    core.built(2, regions=1)
     core.submit(1)
     core.submit(2)
     assert core.declare("m", "factory", caller="c") == build(3)
     core.ended(1, 1, 1)
-    assert core.built(3, regions=("new",)) == [forget(1, 1), done("c", "loaded")]
+    assert core.built(3, regions=1) == [forget(1, 1), done("c", "loaded")]
     out = core.ended(1, 2, 2)
     assert out == [reply(2)]
     assert core.submit(3)[1] == run(1, 3, 3, weight_set=2)
-    assert core.feed(events.SetForgotten(1, 1, unmapped=True)) == [FreeRegions(("old",))]
+    assert core.feed(events.SetForgotten(1, 1, unmapped=True)) == [FreeRegions((1,))]
 
 
 def test_a_version_that_nobody_holds_is_freed_as_soon_as_it_is_replaced():
     core = Told().start()
     core.declare("m", "factory")
-    core.built(2, regions=("old",))
+    core.built(2, regions=1)
     core.declare("m", "factory", caller="c")
-    assert core.built(3) == [FreeRegions(("old",)), done("c", "loaded")]
+    assert core.built(3) == [FreeRegions((1,)), done("c", "loaded")]
 
 
 def test_a_failed_replacement_leaves_the_old_version_where_it_is():
@@ -91,9 +91,9 @@ def test_a_load_that_is_overtaken_by_its_replacement_is_given_up_and_its_caller_
     core.declare("m", "factory", caller="first")
     core.declare("m", "factory", caller="second")
     assert core.built(3) == [
-        done("first", "replaced by a newer version"), SignalChild(2, 9), done("second", "loaded"),
+        SignalChild(2, 9), done("first", "replaced by a newer version"), done("second", "loaded"),
     ]  # fmt: skip
-    assert core.built(2, regions=("late",)) == [FreeRegions(("late",))]
+    assert core.feed(events.RegionsNeeded(2, [(4096, b"")])) == []
 
 
 def test_when_the_first_load_fails_its_requests_wait_for_the_replacement_that_is_on_its_way():
@@ -145,15 +145,16 @@ def test_a_loader_that_dies_is_a_failed_load_with_its_cause():
 def test_a_second_replacement_is_refused_while_one_is_under_way():
     core = Told().start("m")
     core.declare("m", "factory")
-    load_regions = core.feed(events.ModelDeclared("c", core.core.library.sets[2].load, ("unused",)))
-    assert codes(load_regions) == {"c": "invalid_request"}
-    assert load_regions[0] == FreeRegions(("unused",))
+    load = load_of("m")._replace(regions=core.fill("c", 1))
+    refused = core.feed(events.ModelDeclared("c", load))
+    assert codes(refused) == {"c": "invalid_request"}
+    assert refused[0] == FreeRegions((1,))
 
 
 def test_unloading_waits_for_what_was_submitted_and_refuses_what_comes_after():
     core = Told().start()
     core.declare("m", "factory")
-    core.built(2, regions=("weights",))
+    core.built(2, regions=1)
     core.submit(1)
     core.submit(2)
     assert core.feed(events.ModelRemoved("c", "m")) == []
@@ -163,7 +164,7 @@ def test_unloading_waits_for_what_was_submitted_and_refuses_what_comes_after():
     assert core.ended(1, 1, 1) == [reply(1), run(1, 2, 2)]
     assert core.ended(1, 2, 2) == [reply(2), forget(1, 1)]
     out = core.feed(events.SetForgotten(1, 1, unmapped=True))
-    assert out == [FreeRegions(("weights",)), done("c", "unloaded")]
+    assert out == [FreeRegions((1,)), done("c", "unloaded")]
 
 
 def test_unloading_waits_for_requests_that_still_run_on_the_version_before():
@@ -182,7 +183,7 @@ def test_unloading_a_model_that_is_being_built_ends_the_loader():
     core.declare("m", "factory", caller="load")
     out = core.feed(events.ModelRemoved("unload", "m"))
     assert codes(out) == {"load": "model_not_found"}
-    assert out[1:] == [SignalChild(2, 9), done("unload", "unloaded")]
+    assert [out[0], out[2]] == [SignalChild(2, 9), done("unload", "unloaded")]
 
 
 def test_unloading_a_model_whose_loader_was_never_forked_forks_none():
@@ -194,10 +195,10 @@ def test_unloading_a_model_whose_loader_was_never_forked_forks_none():
 
 def test_unloading_frees_a_frozen_model_while_its_modules_are_being_imported():
     core = Told().start()
-    load = core.feed(events.ModelDeclared("c", _frozen("m", "slow"), ("weights",)))
-    assert len(load) == 1
+    load = load_of("m", modules=("slow",))._replace(regions=core.fill("c", 1))
+    assert len(core.feed(events.ModelDeclared("c", load))) == 1
     out = core.feed(events.ModelRemoved("d", "m"))
-    assert out[1:] == [FreeRegions(("weights",)), done("d", "unloaded")]
+    assert out[1:] == [FreeRegions((1,)), done("d", "unloaded")]
     assert core.feed(events.ModulesAdopted(1, {}, 1))[0].message is not None
 
 
@@ -262,13 +263,7 @@ def test_replacing_a_model_under_load_loses_no_request_and_leaves_one_copy():
             world.pass_time(0.004)
     world.pass_time(5.0)
     assert {world.code(number) for number in numbers} == {"reply"}
-    assert len(world.store.open_fds) == len(LoadPlan().sizes_bytes)
-
-
-def _frozen(name, *modules):
-    from core.told import load_of
-
-    return load_of(name, modules=modules)
+    assert len(world.store.open_fds) == len(LoadPlan().wants)
 
 
 def test_methods_come_from_the_request_or_else_from_the_model():

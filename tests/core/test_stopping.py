@@ -53,9 +53,10 @@ def test_draining_replaces_workers_that_die_and_loads_what_is_waited_for():
 def test_a_model_that_is_declared_while_the_pool_stops_is_refused_and_its_regions_are_freed():
     core = Told().start("m")
     core.submit(1)
+    numbers = core.fill("c", 1)
     core.feed(events.StopAsked(drain=True))
-    out = core.feed(events.ModelDeclared("c", load_of("n"), ("weights",)))
-    assert out[0] == FreeRegions(("weights",))
+    out = core.feed(events.ModelDeclared("c", load_of("n")._replace(regions=numbers)))
+    assert out[0] == FreeRegions((1,))
     assert codes(out) == {"c": "supervisor_lost"}
 
 

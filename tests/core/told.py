@@ -4,7 +4,7 @@ from core.invariants import CheckedCore, answer_to, body_of
 from onecopy.pool.core import events
 from onecopy.pool.core.instructions import ForkChild, Instruction, ToCaller, ToChild, ToClient
 from onecopy.protocol.errors import PoolError
-from onecopy.protocol.messages import BuildModel, Done, Failed, LoadModel, Reply, Run, Submit, Thaw
+from onecopy.protocol.messages import BuildModel, Done, Failed, LoadModel, ModelBuilt, Reply, Run, Submit, Thaw
 
 
 class Told(CheckedCore):
@@ -31,10 +31,22 @@ class Told(CheckedCore):
 
     def declare(self, name: str, source: str = "frozen", *, caller: object = None, **options: object):
         load = load_of(name, source, eager=bool(options.pop("eager", True)), **options)
-        return self.feed(events.ModelDeclared(caller or object(), load, ()))
+        return self.feed(events.ModelDeclared(caller or object(), load))
 
-    def built(self, child: int, *modules: str, regions: tuple[object, ...] = ()) -> list[Instruction]:
-        return self.feed(events.ModelBuilt(child, [], b"skeleton", list(modules), regions))
+    def built(self, child: int, *modules: str, regions: int = 0) -> list[Instruction]:
+        """Let a loader fill this many regions and report."""
+        numbers = self.fill(child, regions)
+        built = ModelBuilt([], b"skeleton", list(modules), numbers, False, {}, [])
+        return self.feed(events.ModelBuilt(child, built))
+
+    def fill(self, filler: object, regions: int) -> list[int]:
+        """Let somebody fill this many regions that are not to be shared; return their numbers."""
+        if not regions:
+            return []
+        granted = self.feed(events.RegionsNeeded(filler, [(4096, b"")] * regions))
+        numbers = [grant.number for one in granted for grant in one.grants]
+        assert self.feed(events.RegionsFilled(filler, numbers)) == []
+        return numbers
 
     def submit(
         self, number: int, model: str = "m", *, timeout_s: float = 0.0, retries: int = 0, client: str = "ann"
@@ -58,7 +70,7 @@ class Told(CheckedCore):
 def load_of(
     name: str, source: str = "frozen", *, eager: bool = True, modules: tuple[str, ...] = (), **options: object
 ):
-    return LoadModel(name, source, options, [], b"code", list(modules), [], eager)
+    return LoadModel(name, source, options, [], b"code", list(modules), [], [], eager)
 
 
 def run(child: int, attempt: int, number: int, weight_set: int = 1, client: str = "ann") -> ToChild:
@@ -67,7 +79,7 @@ def run(child: int, attempt: int, number: int, weight_set: int = 1, client: str 
 
 def thaw(child: int, weight_set: int = 1, name: str = "m", *, eager: bool = False, **options: object) -> ToChild:
     pickled = b"skeleton" if options.pop("is_built", False) else b"code"
-    return ToChild(child, Thaw(weight_set, name, options, [], pickled, [], eager), [], ())
+    return ToChild(child, Thaw(weight_set, name, options, [], pickled, [], [], eager), [], ())
 
 
 def build(child: int, name: str = "m", **options: object) -> list[Instruction]:

@@ -46,9 +46,11 @@ class World:
         self.load_plans: dict[bytes, LoadPlan] = {}
         self.inboxes: dict[str, dict[int, object]] = {}
         self.answers: dict[str, object] = {}
+        self.attached: dict[str, tuple[int, ...]] = {}
         self.reports: list[str] = []
         self.is_finished = False
-        self._granted: dict[int, tuple[Region, ...]] = {}
+        self.regions: dict[int, Region] = {}
+        self._granted: dict[str, list[list[object]]] = {}
         self._events: deque[events.Event] = deque()
         self._is_handling = False
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -56,7 +58,7 @@ class World:
         self._execute: dict[type, Callable[..., None]] = {
             instructions.ToClient: self._to_client,
             instructions.ToChild: self._to_child,
-            instructions.ToCaller: lambda one: self.answers.update({one.caller: one.message}),
+            instructions.ToCaller: self._to_caller,
             instructions.ForkChild: self._fork,
             instructions.SignalChild: self._signal,
             instructions.GrantRegions: self._grant,
@@ -152,13 +154,26 @@ class World:
         plan, caller = plan or LoadPlan(), f"caller {next(self._serial)}"
         key = caller.encode()
         self.load_plans[key] = plan
-        source, regions, modules = "factory", (), []
+        source, numbers, modules = "factory", [], []
         if frozen:
             source, modules = "frozen", list(plan.modules)
-            regions = tuple(self.store.adopt(self.store.offer(size), size, name) for size in plan.sizes_bytes)
-        load = messages.LoadModel(name, source, {"warm": warm}, [], key, modules, ["/app"], eager)
-        self.feed(events.ModelDeclared(caller, load, regions))
+            self.feed(events.RegionsNeeded(caller, list(plan.wants)))
+            for number, state in self._granted.pop(caller, []):
+                numbers.append(number)
+                if state == "fill":
+                    self.filled(caller, number)
+        load = messages.LoadModel(name, source, {"warm": warm}, [], key, modules, ["/app"], numbers, eager)
+        self.feed(events.ModelDeclared(caller, load))
         return caller
+
+    def attach(self, name: str) -> str:
+        caller = f"caller {next(self._serial)}"
+        self.feed(events.ModelWanted(caller, name))
+        return caller
+
+    def detach(self, caller: str) -> None:
+        self.attached.pop(caller, None)
+        self.feed(events.CallerLeft(caller))
 
     def unload(self, name: str) -> str:
         caller = f"caller {next(self._serial)}"
@@ -170,7 +185,7 @@ class World:
         answer = self.answers.get(caller)
         if answer is None:
             return ""
-        return "done" if isinstance(answer, messages.Done) else str(answer.error["code"])
+        return str(answer.error["code"]) if isinstance(answer, messages.Refused) else "done"
 
     def code(self, number: int, client: str = "ann") -> str:
         """What a client was told about a request: ``reply``, the code of an error, or nothing yet."""
@@ -185,8 +200,12 @@ class World:
     def loaders(self) -> list[SimulatedLoader]:
         return [one for one in self.children.values() if one.role == "loader" and one.pid and one.is_alive]
 
-    def take_granted(self, number: int) -> tuple[Region, ...]:
-        return self._granted.pop(number, ())
+    def filled(self, filler: object, number: int) -> None:
+        self.store.seal(self.regions[number])
+        self.feed(events.RegionsFilled(filler, [number]))
+
+    def are_open(self, numbers: Iterable[int]) -> bool:
+        return all(number in self.regions for number in numbers)
 
     def zygote_dies(self, cause: str) -> None:
         """The zygote ends; what it never forked is told dead first, and the core may react to that."""
@@ -201,7 +220,7 @@ class World:
         self.inboxes.setdefault(one.client, {})[one.message.request] = one.message
 
     def _to_child(self, one: instructions.ToChild) -> None:
-        assert all(region.is_open for region in one.regions)
+        assert self.are_open(one.regions)
         if one.child in self.children:  # else it is dead, and the core is about to hear of it
             self.children[one.child].send(one.message, one.regions)
 
@@ -216,23 +235,35 @@ class World:
             self.children[one.child].signal(one.signal)
 
     def _grant(self, one: instructions.GrantRegions) -> None:
-        loader = self.children.get(one.child)
-        if loader is None or not loader.is_alive:
-            return
-        if loader.plan.outcome == "refused":
-            error = {"code": "out_of_budget", "message": "no memory", "details": {}}
-            self.feed(events.BuildFailed(one.child, error))
-            loader.signal(9)
-            return
-        self._granted[one.child] = tuple(self.store.create(size, "weights") for size in one.sizes_bytes)
-        loader.send(messages.RegionsGranted(), ())
+        loader = self.children.get(one.filler) if type(one.filler) is int else None
+        for grant in one.grants:
+            if grant.is_new and loader is not None and loader.plan.outcome == "refused":
+                error = {"code": "out_of_budget", "message": "no memory", "details": {}}
+                self.feed(events.FillingFailed(one.filler, error))
+                return
+            if grant.is_new:
+                self.regions[grant.number] = self.store.create(grant.size_bytes, "weights")
+            elif grant.state == "compare":
+                assert self.regions[grant.number].sealed, "what is not filled is to be compared"
+        granted = [[grant.number, grant.state] for grant in one.grants]
+        if loader is not None:
+            loader.send(messages.RegionsGranted(granted), ())
+        elif type(one.filler) is not int:
+            self._granted[one.filler] = granted
 
-    def _free(self, regions: Iterable[Region]) -> None:
-        mapped = [region for worker in self.workers() for _, held in worker.mapped.values() for region in held]
-        for region in regions:
-            assert region.is_open, "a region is freed twice"
-            assert all(region is not one for one in mapped), "a region is freed under a worker that has it mapped"
-            self.store.close(region)
+    def _to_caller(self, one: instructions.ToCaller) -> None:
+        self.answers[one.caller] = one.message
+        if isinstance(one.message, messages.Attached):
+            assert self.are_open(one.regions)
+            self.attached[one.caller] = one.regions
+
+    def _free(self, numbers: Iterable[int]) -> None:
+        mapped = [number for worker in self.workers() for _, held in worker.mapped.values() for number in held]
+        mapped += [number for held in self.attached.values() for number in held]
+        for number in numbers:
+            assert number not in mapped, "a region is freed under somebody who has it mapped"
+            if number in self.regions:  # else its memory was refused
+                self.store.close(self.regions.pop(number))
 
     def _replace_zygote(self) -> None:
         self._end_zygote()
@@ -255,10 +286,8 @@ class World:
         self.is_finished = True
 
     def child_is_gone(self, number: int) -> None:
-        """The supervisor's part when a child has ended: what it was granted and has not used is closed."""
+        """The supervisor's part when a child has ended."""
         del self.children[number]
-        for region in self.take_granted(number):
-            self.store.close(region)
 
     def _check_nobody_waits_too_long(self) -> None:
         late = [one for one in self.core.requests.everyone() if one.deadline + 2 * _LATE_S < self.now]

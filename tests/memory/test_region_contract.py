@@ -5,7 +5,7 @@ import mmap
 import os
 
 import pytest
-from onecopy.pool.memory.base import Region, RegionBusy, RegionRefused, RegionStore
+from onecopy.pool.memory.base import RegionBusy, RegionRefused, RegionStore
 from onecopy.pool.memory.fake import FakeStore
 from onecopy.pool.memory.memfd import SEALS, MemfdStore, available_bytes
 
@@ -29,11 +29,6 @@ class OverMemfd:
     def unmap(self, fd):
         self.mapping.close()
 
-    def offer(self, size_bytes, *, sealable=True):
-        fd = os.memfd_create("offered", os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if sealable else 0))
-        os.ftruncate(fd, size_bytes)
-        return fd
-
     def open_fds(self):
         return frozenset(os.listdir("/proc/self/fd"))
 
@@ -43,7 +38,6 @@ class OverFake:
         self.store = FakeStore()
         self.write, self.read = self.store.write, self.store.read
         self.map_writably, self.unmap = self.store.map_writably, self.store.unmap
-        self.offer = self.store.offer
 
     def open_fds(self):
         return self.store.open_fds
@@ -54,7 +48,7 @@ def world(request):
     world = request.param()
     before = world.open_fds()
     made = []
-    create, adopt = world.store.create, world.store.adopt
+    create = world.store.create
 
     def keep(make):
         def kept(*arguments, **options):
@@ -63,7 +57,7 @@ def world(request):
 
         return kept
 
-    world.store.create, world.store.adopt = keep(create), keep(adopt)
+    world.store.create = keep(create)
     yield world
     for region in made:
         world.store.close(region)
@@ -155,38 +149,12 @@ def test_a_closed_region_can_do_nothing(store, action):
         getattr(store, action)(region)
 
 
-def test_an_adopted_region_is_sealed_and_keeps_its_content(world, store):
-    fd = world.offer(8192)
-    world.write(fd, b"from the app", 4096)
-    region = store.adopt(fd, 8192, "adopted")
-    assert region == Region(fd=fd, size_bytes=8192, sealed=True, name="adopted")
-    with pytest.raises(PermissionError):
-        world.write(fd, b"later")
-    assert world.read(fd, 12, 4096) == b"from the app"
-
-
-def test_what_has_another_size_than_announced_is_not_adopted(world, store):
-    fd = world.offer(4096)
-    with pytest.raises(ValueError, match="4,096 bytes; 8,192 were announced"):
-        store.adopt(fd, 8192, "adopted")
-    world.write(fd, b"still the caller's, still unsealed")
-    store.close(Region(fd=fd, size_bytes=4096, sealed=False, name=""))
-
-
-def test_what_forbids_sealing_is_not_adopted(world, store):
-    fd = world.offer(4096, sealable=False)
-    with pytest.raises(ValueError, match="seal"):
-        store.adopt(fd, 4096, "adopted")
-    store.close(Region(fd=fd, size_bytes=4096, sealed=False, name=""))
-
-
-def test_what_its_maker_still_maps_writably_is_not_adopted(world, store):
-    fd = world.offer(4096)
-    world.map_writably(fd)
-    with pytest.raises(RegionBusy):
-        store.adopt(fd, 4096, "adopted")
-    world.unmap(fd)
-    store.close(store.adopt(fd, 4096, "adopted"))
+def test_memfd_never_changes_its_size_not_even_before_it_is_sealed():
+    region = MemfdStore().create(4096, "weights")
+    for size_bytes in (0, 8192):
+        with pytest.raises(PermissionError):
+            os.ftruncate(region.fd, size_bytes)
+    MemfdStore().close(region)
 
 
 def test_memfd_carries_all_seals_and_is_not_inherited():
@@ -195,36 +163,7 @@ def test_memfd_carries_all_seals_and_is_not_inherited():
     store.seal(region)
     assert fcntl.fcntl(region.fd, fcntl.F_GET_SEALS) & SEALS == SEALS
     assert not os.get_inheritable(region.fd)
-    for size_bytes in (0, 8192):
-        with pytest.raises(PermissionError):
-            os.ftruncate(region.fd, size_bytes)
     store.close(region)
-
-
-def test_memfd_adopts_what_was_sealed_already_and_stops_its_inheritance():
-    store = MemfdStore()
-    fd = os.memfd_create("offered", os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, 4096)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    os.set_inheritable(fd, True)
-    region = store.adopt(fd, 4096, "adopted")
-    assert region.sealed
-    assert not os.get_inheritable(fd)
-    store.close(region)
-
-
-def test_memfd_adopts_no_file_of_a_disk_no_pipe_and_no_named_file(tmp_path):
-    store = MemfdStore()
-    named = tmp_path / "named"
-    named.write_bytes(bytes(4096))
-    unnamed = tmp_path / "unnamed"
-    unnamed.write_bytes(bytes(4096))
-    fds = [os.open(named, os.O_RDWR), os.open(unnamed, os.O_RDWR), *os.pipe()]
-    unnamed.unlink()
-    for fd in fds:
-        with pytest.raises(ValueError, match=r"memory"):
-            store.adopt(fd, 4096, "adopted")
-        os.close(fd)
 
 
 def test_fake_memory_in_use_is_no_longer_available():

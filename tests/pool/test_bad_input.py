@@ -147,7 +147,7 @@ def test_a_failed_replacement_leaves_the_old_version(pool):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("just/a/path", "not of the form 'package.module:name'"),
+        ("just a name", "neither of the form 'package.module:name' nor a path"),
         (("args",), ""),
     ],
 )

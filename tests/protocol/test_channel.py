@@ -11,11 +11,12 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onecopy.protocol import channel as channel_module
 from onecopy.protocol.channel import Channel
 from onecopy.protocol.errors import InvalidRequest
 from onecopy.protocol.frames import pack_header, stream_parts
 from onecopy.protocol.limits import MAX_FDS
-from onecopy.protocol.messages import Cancel, Done, Ping, Pong
+from onecopy.protocol.messages import Cancel, Done, MoreDescriptors, Ping, Pong
 
 
 @contextmanager
@@ -56,6 +57,11 @@ def take_numbers(fds):
         numbers.append(struct.unpack("<I", os.read(fd, 4))[0])
         os.close(fd)
     return numbers
+
+
+def nodes_of(fds):
+    """What tells files apart, however often each is open."""
+    return [os.fstat(fd).st_ino for fd in fds]
 
 
 def open_count():
@@ -108,14 +114,19 @@ def test_descriptors_come_with_the_message_that_they_were_sent_with():
     assert [take_numbers(one.fds) for one in deliveries] == [[0], [], [1, 2, 3], [4, 5], []]
 
 
-def test_as_many_descriptors_as_linux_allows_travel_and_one_more_is_refused():
-    with channels() as (left, right), pipe_ends(MAX_FDS + 1) as fds:
-        with pytest.raises(InvalidRequest, match="with 254 fds"):
-            left.send(Ping(), fds=fds)
-        left.send(Ping(), fds=fds[:MAX_FDS])
-        left.send(Pong(), fds=fds[MAX_FDS:])
-        assert take_numbers(right.receive().fds) == list(range(MAX_FDS))
-        assert take_numbers(right.receive().fds) == [MAX_FDS]
+@pytest.mark.parametrize("count", [MAX_FDS, MAX_FDS + 2, 2 * MAX_FDS, 600])
+def test_descriptors_travel_however_many_and_stay_those_of_their_message(count):
+    with channels() as (left, right), pipe_ends(10) as few:
+        fds = [few[index * 7 % 10] for index in range(count)]
+        left.send(Cancel(1), [b"x" * 100], fds)
+        left.send(Cancel(2), fds=few[:1])
+        first, second = received(right, 2)
+        assert (first.message, first.buffers) == (Cancel(1), [b"x" * 100])
+        assert nodes_of(first.fds) == nodes_of(fds)
+        assert nodes_of(second.fds) == nodes_of(few[:1])
+        assert not any(os.get_inheritable(fd) for fd in first.fds)
+        first.close_fds()
+        second.close_fds()
 
 
 def test_the_end_of_the_stream_is_told():
@@ -167,12 +178,38 @@ def test_what_does_not_fit_is_kept_in_order_and_flushed():
         assert right.is_at_end
 
 
+def test_what_arrives_is_read_once_unless_all_of_it_is_wanted():
+    with channels(blocking=False) as (left, right), pipe_ends(3) as fds:
+        for index, fd in enumerate(fds):  # the kernel gives the descriptors of one message at a time
+            left.send(Cancel(index), fds=[fd])
+        [first] = right.arrived()
+        assert (first.message, take_numbers(first.fds)) == (Cancel(0), [0])
+        rest = list(right.arrived(until_empty=True))
+        assert [(one.message, take_numbers(one.fds)) for one in rest] == [(Cancel(1), [1]), (Cancel(2), [2])]
+
+
+def test_the_end_behind_the_last_message_is_found_at_once_when_all_is_wanted():
+    with channels(blocking=False) as (left, right):
+        left.send(Ping())
+        left.close()
+        assert [one.message for one in right.arrived(until_empty=True)] == [Ping()]
+        assert right.is_at_end
+
+
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0, 10, 3000, 200_000]), st.booleans()), max_size=12))
-def test_descriptors_keep_their_order_when_writes_are_partial(plan):
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0, 10, 3000, 200_000]), st.booleans()), max_size=12),
+    st.sampled_from([2, MAX_FDS]),
+)
+def test_descriptors_keep_their_order_when_writes_are_partial(plan, at_once):
     """Descriptors and bytes in any mixture, over sockets that are mostly full, read at any moment."""
     before = open_count()
-    with channels(blocking=False, small=True) as (left, right), pipe_ends(sum(one[0] for one in plan)) as fds:
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        channels(blocking=False, small=True) as (left, right),
+        pipe_ends(sum(one[0] for one in plan)) as fds,
+    ):
+        patched.setattr(channel_module, "MAX_FDS", at_once)  # with fewer, most messages need several
         arrived, next_fd = [], 0
         for index, (count, size, is_read_now) in enumerate(plan):
             left.send(Cancel(index), [b"b" * size], fds[next_fd : next_fd + count])
@@ -213,7 +250,7 @@ def test_closing_gives_back_descriptors_that_were_not_sent_and_those_that_nobody
             left.send(Ping(), [bytes(500_000)], fds)
             assert left.has_unsent
             assert open_count() >= before + 2 + len(fds)  # duplicates wait with the message
-            first = next(right.arrived())
+            first = next(right.arrived(until_empty=True))
             assert take_numbers(first.fds) == [0]
         assert open_count() == before
         left.close()
@@ -295,6 +332,28 @@ def test_descriptors_cannot_be_piled_up_behind_a_message_that_never_ends():
         assert open_count() == before - 1
 
 
+def test_descriptors_ahead_of_a_message_that_never_comes_are_closed_with_the_channel():
+    with channels(blocking=False) as (left, right), pipe_ends(3) as fds:
+        before = open_count()
+        left.send(MoreDescriptors(), fds=fds)
+        assert list(right.arrived(until_empty=True)) == []
+        assert open_count() == before + 3
+        right.close()
+        assert open_count() == before - 1  # the socket
+
+
+def test_descriptors_cannot_be_piled_up_ahead_of_a_message(monkeypatch):
+    monkeypatch.setattr(channel_module, "MAX_FDS_AHEAD", 500)  # of the real bound, few processes may open so many
+    with channels(blocking=False) as (left, right), pipe_ends(200) as fds:
+        before = open_count()
+        for _ in range(2):
+            left.send(MoreDescriptors(), fds=fds)
+        assert list(right.arrived(until_empty=True)) == []
+        left.send(MoreDescriptors(), fds=fds)
+        refuse(right, "600 fds came ahead of their message")
+        assert open_count() == before - 1
+
+
 def test_descriptors_that_this_process_has_no_room_for_are_told_and_not_leaked():
     with channels() as (left, right), pipe_ends(20) as fds:
         left.send(Ping(), fds=fds)
@@ -333,5 +392,5 @@ def test_what_a_channel_looks_like():
         left.send(Ping(), [bytes(500_000)])
         assert repr(left) == f"<Channel fd={left.fileno()} open, 1 unsent>"
         left.close()
-        list(right.arrived())
+        list(right.arrived(until_empty=True))
         assert repr(right) == f"<Channel fd={right.fileno()} at end, 0 unsent>"

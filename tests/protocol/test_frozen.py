@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from freezing import TOKENS, mapped, regions_of, roundtrip, shared, small_module, span_of
+from freezing import TOKENS, mapped, regions_of, roundtrip, shared, small_module, span_of, write
 from onecopy.protocol.frozen import freeze, thaw
 from onecopy.protocol.manifest import Manifest
 from torch import nn
@@ -108,7 +108,7 @@ def test_a_write_is_seen_by_no_other_thaw_and_not_by_the_original(small):
 def test_sealed_regions_refuse_to_be_written_again(small):
     frozen = freeze(small)
     with shared(frozen) as regions, pytest.raises(PermissionError):
-        frozen.write([region.fd for region in regions])
+        write(frozen, [region.fd for region in regions])
 
 
 def test_writing_continues_where_the_kernel_stopped(small, monkeypatch):

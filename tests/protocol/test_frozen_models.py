@@ -13,10 +13,10 @@ import types
 import numpy as np
 import pytest
 import torch
-from freezing import mapped, regions_of, roundtrip, small_module, span_of
-from onecopy.pool.memory.memfd import MemfdStore
+from freezing import lies_in, regions_of, roundtrip, small_module
 from onecopy.protocol.frozen import freeze, thaw
 from onecopy.protocol.manifest import Manifest
+from onecopy.protocol.mapping import map_region
 from onecopy.protocol.skeleton import SkeletonUnpickler
 from torch import nn
 
@@ -70,6 +70,7 @@ def test_modules_are_those_that_reading_the_skeleton_imports(small):
 SCRIPT = """
 import json, sys, torch
 from torch import nn
+from onecopy.protocol.contents import OpenFiles
 from onecopy.protocol.frozen import freeze
 
 SHIFT = 5.0
@@ -90,7 +91,8 @@ frozen = freeze({"model": model, "expected": model(torch.ones(1, 4)).detach()})
 fd = int(sys.argv[1])
 import os
 os.ftruncate(fd, frozen.manifest.region_sizes_bytes[0])
-frozen.write([fd])
+with OpenFiles() as files:
+    frozen.fillings(files)[0].write(fd)
 print(json.dumps([frozen.manifest.to_wire(), frozen.skeleton.hex(), frozen.modules]))
 """
 
@@ -99,15 +101,14 @@ def test_what_main_of_another_process_defined_is_thawed_here(tmp_path):
 
     script = tmp_path / "notebook.py"
     script.write_text(SCRIPT)
-    fd = os.memfd_create("handed", os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create("handed")
     done = subprocess.run(
         [sys.executable, script, str(fd)], pass_fds=[fd], stdout=subprocess.PIPE, check=True, text=True
     )
     wire, skeleton, modules = json.loads(done.stdout)
     manifest = Manifest.from_wire(wire)
-    region = MemfdStore().adopt(fd, manifest.region_sizes_bytes[0], "handed")
-    thawed = thaw(bytes.fromhex(skeleton), manifest, mapped([region]))
-    MemfdStore().close(region)
+    thawed = thaw(bytes.fromhex(skeleton), manifest, [map_region(fd, manifest.region_sizes_bytes[0])])
+    os.close(fd)
     assert torch.equal(thawed["model"](torch.ones(1, 4)), thawed["expected"])
     assert "__main__" not in modules
 
@@ -153,6 +154,6 @@ def test_a_pretrained_sentence_transformer_embeds_the_same_bits(monkeypatch):
     mappings = regions_of(frozen)
     thawed = thaw(frozen.skeleton, frozen.manifest, mappings)
     assert np.array_equal(thawed.encode(sentences), expected)
-    assert all(parameter.data_ptr() in span_of(mappings[0]) for parameter in thawed.parameters())
+    assert all(lies_in(parameter, mappings) for parameter in thawed.parameters())
     assert frozen.repoint(mappings) == 0
     assert np.array_equal(model.encode(sentences), expected)

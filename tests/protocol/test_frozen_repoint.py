@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from freezing import TOKENS, mapped, regions_of, roundtrip, shared, small_module, span_of
+from freezing import TOKENS, lies_in, mapped, regions_of, roundtrip, shared, small_module, span_of
+from onecopy.protocol.contents import OpenFiles
 from onecopy.protocol.frozen import freeze, thaw
 from torch import nn
 
@@ -32,7 +33,7 @@ def test_repointing_releases_the_memory_of_the_original():
     assert before - private_bytes() > 0.95 * size_bytes
     assert torch.equal(module(x), expected)
     assert all(old is new for old, new in zip(parameters, module.parameters(), strict=True))
-    assert all(parameter.data_ptr() in span_of(mappings[0]) for parameter in module.parameters())
+    assert all(lies_in(parameter, mappings) for parameter in module.parameters())
 
 
 @torch.no_grad()
@@ -94,7 +95,7 @@ def test_repointing_is_done_once(small):
     mappings = regions_of(frozen)
     frozen.repoint(mappings)
     assert repr(frozen).endswith("handed over>")
-    for again in (lambda: frozen.repoint(mappings), lambda: frozen.write([0])):
+    for again in (lambda: frozen.repoint(mappings), lambda: frozen.fillings(OpenFiles())):
         with pytest.raises(ValueError, match="was re-pointed"):
             again()
 

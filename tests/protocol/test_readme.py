@@ -23,7 +23,7 @@ VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())
 
 TYPES = {
     int: "int", float: "float", str: "str", bytes: "bytes", bool: "bool", list[Any]: "list",
-    list[str]: "list of str", dict[str, Any]: "map",
+    list[int]: "list of int", list[str]: "list of str", dict[str, Any]: "map",
 }  # fmt: skip
 
 
@@ -65,8 +65,8 @@ def test_the_limits_are_those_of_the_code():
     ]
     assert told == [
         limits.MAX_HEADER_BYTES, limits.MAX_BUFFER_BYTES, limits.MAX_BUFFERS, limits.MAX_FDS,
-        limits.MAX_NAME_BYTES, limits.MAX_REQUESTS_PER_CLIENT, limits.MAX_OUTBOX_MESSAGES, limits.MAX_OUTBOX_BYTES,
-        limits.MAX_CLIENTS,
+        limits.MAX_FDS_AHEAD, limits.MAX_NAME_BYTES, limits.MAX_REQUESTS_PER_CLIENT, limits.MAX_OUTBOX_MESSAGES,
+        limits.MAX_OUTBOX_BYTES, limits.MAX_CLIENTS,
     ]  # fmt: skip
     assert f"This is wire version **{limits.WIRE_VERSION}**" in README
     assert f"at most {limits.MAX_DEPTH} nested" in README

@@ -1,0 +1,185 @@
+"""``onecopy doctor``: what of that which onecopy uses is here, and what is done without the rest.
+
+An ability without which nothing works is required. Every other one has its fallback here, in words: these are all
+that there are. Torch has none: what is used of it, every version of the supported range has, and is tried here to
+find a torch that is not what its version says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from . import abilities
+from .command import print_line
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something that onecopy uses.
+
+    Attributes:
+        name: what it is.
+        use: what it is for.
+        check: returns what it found; raises `Missing` or `OSError` if it is not there.
+        without: what is done without it; empty if nothing works then.
+    """
+
+    name: str
+    use: str
+    check: Callable[[], str]
+    without: str = ""
+
+    @property
+    def is_required(self) -> bool:
+        """Whether nothing works without it."""
+        return not self.without
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check of one ability found.
+
+    Attributes:
+        name, use, without: as in `Ability`.
+        is_required: whether nothing works without it.
+        is_there: whether it was found.
+        found: what was found, or what was not.
+    """
+
+    name: str
+    use: str
+    is_required: bool
+    is_there: bool
+    found: str
+    without: str
+
+
+_NOT_LOADED: Final = "such models are refused when they are loaded"
+
+ABILITIES: Final[tuple[Ability, ...]] = (
+    Ability("sealed memfd", "the one copy, which nobody can change", abilities.sealed_memory),
+    Ability("sendfile into a memfd", "filling the one copy from files", abilities.sent_file),
+    Ability("pidfd", "noticing at once that a process has ended", abilities.process_descriptor),
+    Ability("signal of a pipe", "ending workers with their supervisor", abilities.signal_of_a_pipe),
+    Ability(
+        "smaps", "telling which pages of a mapped weights file were written",
+        partial(abilities.line_of, "/proc/self/smaps", "Anonymous:"),
+    ),
+    Ability(
+        "smaps_rollup", "accounting the memory of each process",
+        partial(abilities.line_of, "/proc/self/smaps_rollup", "Pss_Anon:"),
+    ),
+    Ability("statm", "what a model takes besides its weights", partial(abilities.line_of, "/proc/self/statm", "")),
+    Ability(
+        "SO_PEERPIDFD", "knowing for certain which process is at a socket's other end", abilities.peer_descriptor,
+        "the process of the number that SO_PEERCRED tells is opened",
+    ),
+    Ability(
+        "executable memfd", "packages of torch's ahead-of-time compiler", abilities.executable_memory, _NOT_LOADED,
+    ),
+    Ability(
+        "file descriptors", "a region for each weight of a megabyte or more", partial(abilities.descriptors, 4096),
+        "a load that needs more fails, and says so",
+    ),
+    Ability(
+        "memory mappings", "a mapping of each region in each worker", partial(abilities.mappings, 65530),
+        "a worker that needs more cannot make the model ready, and says so",
+    ),
+    Ability(
+        "malloc_trim", "giving free heap back to the system", partial(abilities.symbol, "malloc_trim"),
+        "it stays with the process until it is used again",
+    ),
+    Ability("torch", "everything", partial(abilities.supported_version, "torch")),
+    Ability(
+        "load_state_dict(assign=)", "weights by reference",
+        partial(abilities.parameter, "torch.nn:Module.load_state_dict", "assign"),
+    ),
+    Ability(
+        "torch.load(mmap=)", "state dicts and saved modules", partial(abilities.parameter, "torch:load", "mmap"),
+    ),
+    Ability(
+        "torch.export", "exported programs (.pt2)", partial(abilities.attribute, "torch.export:ExportedProgram"),
+    ),
+    Ability(
+        "AOTInductor's runner", "compiled packages (.pt2) that compute with the one copy",
+        partial(
+            abilities.parameter,
+            "torch._C._aoti:AOTIModelContainerRunnerCpu.update_constant_buffer", "user_managed",
+        ),
+    ),
+    Ability(
+        "transformers", "folders and pipelines of transformers", partial(abilities.package, "transformers"),
+        _NOT_LOADED,
+    ),
+    Ability(
+        "sentence-transformers", "folders of sentence-transformers",
+        partial(abilities.package, "sentence-transformers"), _NOT_LOADED,
+    ),
+    Ability(
+        "huggingface_hub", "names in the local cache of the Hugging Face hub",
+        partial(abilities.package, "huggingface_hub"), _NOT_LOADED,
+    ),
+    Ability(
+        "torchao", "models that it quantised", partial(abilities.package, "torchao"), _NOT_LOADED,
+    ),
+    Ability(
+        "bitsandbytes", "models that it quantised", partial(abilities.package, "bitsandbytes"), _NOT_LOADED,
+    ),
+)  # fmt: skip
+
+
+def examine(what: Sequence[Ability] = ABILITIES) -> list[Finding]:
+    """Check abilities, in their order."""
+    return [_finding(ability) for ability in what]
+
+
+def report(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """Print what was found.
+
+    Raises:
+        SystemExit: something required is missing.
+    """
+    missing = [one.name for one in findings if one.is_required and not one.is_there]
+    if as_json:
+        print_line(json.dumps([dataclasses.asdict(one) for one in findings]))
+    else:
+        from . import tables
+
+        rows = [(one.name, _state(one), one.use, _remark(one)) for one in findings]
+        tables.table(["ability", "here", "for", "found"], rows)
+        tables.say(f"missing: {', '.join(missing)}" if missing else "everything that is needed is here")
+    if missing:
+        raise SystemExit(1)
+
+
+def _finding(ability: Ability) -> Finding:
+    try:
+        is_there, found = True, ability.check()
+    except (abilities.Missing, OSError) as error:
+        is_there, found = False, _reason(error)
+    return Finding(ability.name, ability.use, ability.is_required, is_there, found, ability.without)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        where = f"{error.filename}: " if error.filename else ""
+        return where + os.strerror(error.errno)
+    return str(error)
+
+
+def _state(finding: Finding) -> str:
+    if finding.is_there:
+        return "yes"
+    return "MISSING" if finding.is_required else "no"
+
+
+def _remark(finding: Finding) -> str:
+    if finding.is_there or finding.is_required:
+        return finding.found
+    return f"{finding.found}; without it {finding.without}"

@@ -1,0 +1,104 @@
+"""An object of the app becomes a model of the pool: its memory moves into regions, and the object joins them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
+from ..protocol.errors import LoadFailed, PoolError
+from ..protocol.filling import Grant, Granter, Want
+from ..protocol.mapping import Mapping, map_region
+from ..protocol.messages import LoadModel
+from .config import Model
+from .control import ControlSocket
+from .sources import app_paths, plain_options
+
+
+def hand_over(name: str, model: Model, control: ControlSocket, *, eager: bool) -> int:
+    """Freeze an object of this process, hand its memory over, and let the object use the one copy.
+
+    Args:
+        name: what the model is to be called.
+        model: its source is the object.
+        control: to the supervisor.
+        eager: whether to wait until workers can run it.
+
+    Returns:
+        How many bytes of the object's memory this process still holds besides the one copy.
+
+    Raises:
+        LoadFailed: it cannot be pickled, or the supervisor cannot take it.
+        OutOfBudget: there is not enough memory for the copy.
+    """
+    from ..protocol.contents import OpenFiles
+    from ..protocol.filling import fill
+    from ..protocol.frozen import FreezeError, freeze
+
+    try:
+        frozen = freeze(_prepared(model))
+        with _Keeping(control.granter()) as regions:
+            with OpenFiles() as files:
+                is_shared = model.sharing == "shared"
+                numbers = fill(frozen.fillings(files), regions, share=is_shared, consume=False)
+                files.check_unchanged()
+            order = LoadModel(
+                name, "frozen", plain_options(model), frozen.manifest.to_wire(), frozen.skeleton,
+                list(frozen.modules), app_paths(), numbers, eager,
+            )  # fmt: skip
+            control.ask(order)
+            if not model.repoint:
+                return frozen.manifest.storage_bytes
+            sizes_bytes = frozen.manifest.region_sizes_bytes
+            return frozen.repoint([regions.map(*one) for one in zip(numbers, sizes_bytes, strict=True)])
+    except (FreezeError, OSError) as error:
+        if isinstance(error, PoolError):
+            raise
+        raise LoadFailed(f"{name}: {error}") from error
+
+
+class _Keeping:
+    """Asks for regions, and keeps their descriptors to map them in the end."""
+
+    def __init__(self, granter: Granter) -> None:
+        self._granter = granter
+        self._fds: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+
+    def need(self, wants: Sequence[Want]) -> list[Grant]:
+        """Ask for regions; see `filling.Granter.need`."""
+        grants = self._granter.need(wants)
+        for grant in grants:
+            if grant.fd >= 0 and grant.number not in self._fds:
+                self._fds[grant.number] = os.dup(grant.fd)
+        return grants
+
+    def filled(self, number: int) -> None:
+        """Tell that a region has its content."""
+        self._granter.filled(number)
+
+    def offer(self, path: str) -> int:
+        """Make a file a region."""
+        return self._granter.offer(path)
+
+    def map(self, number: int, size_bytes: int) -> Mapping:
+        """Map a region anew: two storages of equal content must not become one."""
+        return map_region(self._fds[number], size_bytes)
+
+
+def _prepared(model: Model) -> Any:
+    prepare = model.prepare
+    if prepare is None:
+        return model.source
+    if isinstance(prepare, str):
+        module, _, attribute = prepare.partition(":")
+        prepare = getattr(importlib.import_module(module), attribute)
+    prepared = prepare(model.source)
+    return model.source if prepared is None else prepared

@@ -1,0 +1,173 @@
+"""The regions themselves, by the numbers that the core gave them: made, handed out, sealed, closed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from ...protocol.errors import InvalidRequest, LoadFailed, OutOfBudget
+from ...protocol.messages import RegionsGranted
+from ..core import events
+from ..core.instructions import GrantRegions
+from ..core.regions import FillerKey
+from ..memory.base import Region, RegionBusy, RegionRefused, RegionStore
+from ..memory.files import FileRegion, identity_of
+
+#: How often files that are regions are looked at.
+_LOOK_S: Final = 1.0
+
+
+class Shelf:
+    """Keeps every region that the core knows of.
+
+    Args:
+        store: makes regions of memory.
+        send: sends a filler a message with descriptors.
+        feed: takes events for the core.
+        note: takes sentences for the log.
+        call_at: the reactor's timer.
+    """
+
+    def __init__(
+        self,
+        store: RegionStore,
+        *,
+        send: Callable[[FillerKey, RegionsGranted, list[int]], None],
+        feed: Callable[[events.Event], None],
+        note: Callable[[str], None],
+        call_at: Callable[[float, Callable[[], None]], None],
+    ) -> None:
+        self._store = store
+        self._send = send
+        self._feed = feed
+        self._note = note
+        self._call_at = call_at
+        self._regions: dict[int, Region] = {}
+        self._files: dict[int, FileRegion] = {}
+        self._filling: dict[int, FillerKey] = {}
+        self._offered: list[FileRegion] = []
+        self._is_looking = False
+
+    def need(self, filler: FillerKey, wants: list[Any]) -> None:
+        """Somebody asks for regions of memory.
+
+        Raises:
+            InvalidRequest: not in the form in which one does.
+        """
+        parsed: list[tuple[int, bytes]] = []
+        for want in wants:
+            if type(want) is not list or [type(part) for part in want] != [int, bytes]:
+                raise InvalidRequest("each region that is needed must be [size, digest]")
+            parsed.append((want[0], want[1]))
+        self._feed(events.RegionsNeeded(filler, parsed))
+
+    def offer(self, filler: FillerKey, path: str, fds: list[int]) -> None:
+        """Somebody has a file that shall be a region; its descriptor is taken out of the list.
+
+        Raises:
+            InvalidRequest: no file came along, or it is none that can be mapped.
+        """
+        if len(fds) != 1:
+            raise InvalidRequest(f"{len(fds)} files came along with the path of one")
+        try:
+            offered = FileRegion.of(fds[0], path)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
+        fds.clear()
+        self._offered.append(offered)
+        self._feed(events.FileOffered(filler, offered.identity, offered.size_bytes))
+
+    def filled(self, filler: FillerKey, numbers: list[int]) -> None:
+        """Somebody has filled regions: seal them.
+
+        Raises:
+            InvalidRequest: they are not being filled, or by somebody else.
+        """
+        for number in numbers:
+            if number not in self._filling or self._filling[number] != filler:
+                raise InvalidRequest(f"region {number} is not yours to fill")
+            try:
+                self._store.seal(self._regions[number])
+            except RegionBusy as error:
+                self._feed(events.FillingFailed(filler, LoadFailed(str(error)).to_record()))
+                return
+            del self._filling[number]
+        self._feed(events.RegionsFilled(filler, numbers))
+
+    def grant(self, one: GrantRegions) -> None:
+        """Make the new ones of some regions, and hand all over."""
+        fds: list[int] = []
+        for grant in one.grants:
+            if grant.state == "file":
+                self._take_file(grant.number, is_new=grant.is_new)
+                continue
+            if grant.is_new and not self._create(one.filler, grant.number, grant.size_bytes):
+                return
+            if grant.state != "wait":
+                fds.append(self._regions[grant.number].fd)
+        self._send(one.filler, RegionsGranted([[grant.number, grant.state] for grant in one.grants]), fds)
+
+    def free(self, numbers: tuple[int, ...]) -> None:
+        """Let go of regions; of those that could not be made there is nothing to let go."""
+        for number in numbers:
+            self._filling.pop(number, None)
+            if number in self._files:
+                self._files.pop(number).close()
+            elif number in self._regions:
+                self._store.close(self._regions.pop(number))
+
+    def fds(self, numbers: tuple[int, ...]) -> list[int]:
+        """Return the regions' descriptors."""
+        return [
+            self._files[number].fd if number in self._files else self._regions[number].fd for number in numbers
+        ]
+
+    def allocated_bytes(self) -> int:
+        """Return how much memory all regions take; files take none."""
+        return sum(self._store.allocated_bytes(region) for region in self._regions.values())
+
+    def changed_files(self) -> list[str]:
+        """Look at the files that are regions; tell of those that are not what they were."""
+        changes: list[str] = []
+        for number, region in list(self._files.items()):
+            change = region.change()
+            if change:
+                changes.append(change)
+                self._note(change)
+                region.identity = identity_of(region.fd)
+                error = LoadFailed(f"{change}; it is loaded anew when it is needed again").to_record()
+                self._feed(events.FileChanged(number, error))
+        return changes
+
+    def _create(self, filler: FillerKey, number: int, size_bytes: int) -> bool:
+        try:
+            self._regions[number] = self._store.create(size_bytes, "onecopy-weights")
+        except (RegionRefused, ValueError, OSError) as error:
+            kind = OutOfBudget if isinstance(error, RegionRefused) else LoadFailed
+            self._feed(events.FillingFailed(filler, kind(str(error)).to_record()))
+            return False
+        self._filling[number] = filler
+        return True
+
+    def _take_file(self, number: int, *, is_new: bool) -> None:
+        offered = self._offered.pop(0)
+        if not is_new:
+            offered.close()
+            return
+        self._files[number] = offered
+        if not self._is_looking:
+            self._is_looking = True
+            self._call_at(time.monotonic() + _LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self.changed_files()
+        self._is_looking = bool(self._files)
+        if self._is_looking:
+            self._call_at(time.monotonic() + _LOOK_S, self._look)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for region in self._offered:
+            region.close()
+        self.free((*self._regions, *self._files))

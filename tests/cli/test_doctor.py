@@ -1,0 +1,161 @@
+"""What `onecopy doctor` finds here, and what it says where something is not to be found."""
+
+import json
+import resource
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from onecopy.pool import abilities
+from onecopy.pool.abilities import Missing
+from onecopy.pool.cli import app as command_line
+from onecopy.pool.command import AsJson
+from onecopy.pool.doctor import ABILITIES, Ability, Finding, examine, report
+from typer import Typer
+from typer.testing import CliRunner
+
+
+def app():
+    """The command line; while it has no such command, one with what the command does."""
+    if any(command.callback.__name__ == "doctor" for command in command_line.registered_commands):
+        return command_line
+    own = Typer()
+    own.callback()(lambda: None)
+
+    @own.command("doctor")
+    def _(as_json: AsJson = False):
+        report(examine(), as_json=as_json)
+
+    return own
+
+
+# --- the command ---------------------------------------------------------------------------------------------
+
+
+def test_here_everything_that_is_needed_is_found(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    done = CliRunner().invoke(app(), ["doctor"])
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith("everything that is needed is here\n")
+    assert all(ability.name in done.output for ability in ABILITIES)
+
+
+def test_as_json_it_is_a_list_of_all_abilities():
+    done = CliRunner().invoke(app(), ["doctor", "--json"])
+    assert done.exit_code == 0
+    told = {one["name"]: one for one in json.loads(done.output)}
+    assert told.keys() == {ability.name for ability in ABILITIES}
+    assert all(one["is_there"] for one in told.values() if one["is_required"])
+    assert told["torch"]["found"].startswith("2.")
+    assert set(told["torch"]) == {"name", "use", "is_required", "is_there", "found", "without"}
+
+
+def test_torch_is_imported_by_the_checks_alone_and_where_the_command_line_does_without_it():
+    code = (
+        "import sys\n"
+        "from onecopy.pool.lines import do_without_torch\n"
+        "from onecopy.pool import doctor\n"
+        "assert not {'torch', 'numpy', 'rich'} & set(sys.modules)\n"
+        "do_without_torch()\n"
+        "assert all(one.is_there for one in doctor.examine() if one.is_required)\n"
+        "assert sys.modules['torch'].__version__\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_torch_that_cannot_be_imported_is_told():
+    code = (
+        "import sys, importlib.abc\n"
+        "class Broken(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch':\n"
+        "            raise OSError('libtorch.so: cannot open')\n"
+        "sys.meta_path.insert(0, Broken())\n"
+        "from onecopy.pool.doctor import examine, report\n"
+        "report(examine(), as_json=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "torch cannot be imported: OSError: libtorch.so: cannot open" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("missing: torch, load_state_dict(assign=)")
+    assert done.stderr == ""
+
+
+def missing():
+    raise Missing("nobody has it")
+
+
+def test_only_what_is_required_makes_it_fail(capsys):
+    optional = Ability("luck", "speed", missing, "it is slower")
+    report(examine([optional]), as_json=False)
+    shown = capsys.readouterr().out
+    assert "nobody has it; without it it is slower" in shown
+    assert "everything that is needed is here" in shown
+    with pytest.raises(SystemExit, match="1"):
+        report(examine([optional, Ability("air", "breathing", missing)]), as_json=False)
+    shown = capsys.readouterr().out
+    assert "MISSING" in shown
+    assert shown.endswith("missing: air\n")
+
+
+def test_an_error_of_the_system_is_an_absence_and_any_other_a_fault_of_ours():
+    (found,) = examine([Ability("file", "reading", partial(abilities.line_of, "/no/such/file", "a"), "nothing")])
+    assert found == Finding("file", "reading", False, False, "/no/such/file: No such file or directory", "nothing")
+    with pytest.raises(ZeroDivisionError):
+        examine([Ability("sum", "counting", lambda: str(1 // 0))])
+
+
+# --- what is not there ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (partial(abilities.sealed_memory, 0), "sealed memory can be written"),
+        (partial(abilities.line_of, "/proc/self/smaps", "Nothing:"), "/proc/self/smaps has no line 'Nothing:'"),
+        (partial(abilities.descriptors, 10, lambda: (5, 9)), "9 at most, and 10 are good to have; .*ulimit -Hn"),
+        (partial(abilities.symbol, "malloc_prune"), "this C library has no malloc_prune"),
+        (partial(abilities.package, "no-such-package"), "not installed; pip install no-such-package"),
+        (partial(abilities.supported_version, "torch", ["torch<2.0,>=1.9"]), "tested is torch<2.0,>=1.9"),
+        (partial(abilities.supported_version, "torch", ["torch<9.1,>=9.0; x"]), "and tested is torch<9.1,>=9.0$"),
+        (partial(abilities.parameter, "torch:load", "nmap"), "torch:load takes no nmap"),
+        (partial(abilities.parameter, "torch._C:_jit_init", "user_managed"), "takes no user_managed"),
+        (partial(abilities.attribute, "torch.export:Nothing.at_all"), "there is no torch.export:Nothing.at_all"),
+        (partial(abilities.attribute, "no_such_module:x"), "no_such_module cannot be imported: Module"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_said(check, said):
+    with pytest.raises((Missing, OSError), match=said):
+        check()
+
+
+def test_few_mappings_are_said_with_how_to_have_more(tmp_path):
+    (tmp_path / "count").write_text("1000\n")
+    with pytest.raises(Missing, match=r"1,000 at most, and 65,530 are good to have; .*sysctl vm\.max_map_count"):
+        abilities.mappings(65530, str(tmp_path / "count"))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        partial(abilities.peer_descriptor, 9999),
+        partial(abilities.process_descriptor, -1),
+        partial(abilities.signal_of_a_pipe, 9999),
+        partial(abilities.executable_memory, 1 << 30),
+        partial(abilities.sent_file, "/dev/null"),
+        partial(abilities.sent_file, "/no/such/file"),
+    ],
+)
+def test_what_the_kernel_refuses_is_missing(check):
+    (found,) = examine([Ability("it", "something", check)])
+    assert not found.is_there
+    assert found.found
+
+
+def test_limits_that_do_not_exist_are_no_lack():
+    assert "any number if asked for" in abilities.descriptors(10, lambda: (5, resource.RLIM_INFINITY))
+
+
+def test_a_version_inside_the_range_is_supported():
+    assert abilities.supported_version("torch", ["torch-other>=9", "torch>=2.0,<9"]).startswith("2.")

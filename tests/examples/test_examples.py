@@ -1,0 +1,67 @@
+"""The examples do what they say: each is run as a user would run it, and what it measured is looked at."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "scripts" / "examples"
+MB = 1e6
+
+
+def run(name):
+    """Run an example; return its rows of memory and its facts."""
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=110, check=True)
+    measured = json.loads(done.stdout)
+    return measured["rows"], measured["facts"]
+
+
+def test_equal_weights_are_in_memory_once_and_go_with_their_last_user():
+    rows, facts = run("shared_weights")
+    weights = {name: row["weights_bytes"] for name, row in rows.items()}
+    one = weights["'first' used"]
+    head = weights["'other' used"] - one
+    assert weights["declared, none used"] == 0
+    assert one > 37 * MB  # a backbone of 34 MB and a head of 4
+    assert weights["'again' used"] == one
+    assert 4 * MB < head < 5 * MB
+    assert weights["'own' used"] == 2 * one + head
+    assert weights["all four used, none sharing"] == 4 * one
+    total = {name: row["total_bytes"] for name, row in rows.items()}
+    assert total["'own' used"] < total["all four used, none sharing"] - one
+    assert weights["workers killed, all unloaded"] == one  # of which a process attached to it is a user
+    assert weights["the attached process killed"] == 0
+    assert facts["other_shares_with"] == ["again", "first"]
+    assert facts["own_shares_with"] == []
+    assert facts["equal_to_plain"]
+    assert facts["answered_during_the_load"] > 5
+
+
+def test_five_instances_use_no_more_and_no_less_than_a_band_says():
+    rows, facts = run("model_group")
+    assert facts["band_from_bytes"] <= facts["five_use_at_least_bytes"]
+    assert facts["five_use_at_most_bytes"] <= facts["band_to_bytes"]
+    # The band is narrow enough to tell: neither one more copy nor one worker alone lies in it.
+    weights_bytes = rows["1 worker"]["weights_bytes"]
+    assert facts["band_to_bytes"] - facts["band_from_bytes"] < weights_bytes
+    assert facts["one_uses_bytes"] < facts["band_from_bytes"]
+    assert rows["5 workers"]["weights_bytes"] == weights_bytes
+    assert rows["5 plain processes"]["total_bytes"] - rows["5 workers"]["total_bytes"] > 4 * weights_bytes
+    assert sum(facts["runs_by_worker"]) == 5 * 30 * 2
+    assert min(facts["runs_by_worker"]) >= 30
+    assert facts["equal_to_plain"]
+
+
+def test_attached_processes_have_hooks_and_caches_and_no_weights_of_their_own():
+    rows, facts = run("hooked_transformer")
+    weights_bytes = rows["the pool, 1 worker"]["weights_bytes"]
+    assert weights_bytes > 150 * MB
+    attached_bytes = rows["2 attached processes, each"]["total_bytes"]
+    assert rows["a plain process"]["total_bytes"] - attached_bytes > 0.8 * weights_bytes
+    assert facts["attached_processes"] == 2
+    assert facts["pool_equal_to_plain"]
+    assert facts["attached_equal_to_plain"] == [True, True]
+    assert facts["a_silent_head_changes_the_logits"]

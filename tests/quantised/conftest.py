@@ -1,0 +1,18 @@
+"""The packages that quantise lie beside the others, where only these tests find them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="package", autouse=True)
+def quantising_packages() -> Iterator[None]:
+    """Let torchao and bitsandbytes be found, here and in the pools that are made meanwhile."""
+    folder = os.path.join(sys.prefix, "quantised")
+    sys.path.append(folder)
+    yield
+    sys.path.remove(folder)

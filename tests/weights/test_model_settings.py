@@ -1,0 +1,126 @@
+"""What a `Model` may be: its kinds, its paths, what is refused, and the same from a pool.toml."""
+
+import pathlib
+
+import pytest
+import torch
+from onecopy.pool.config import ConfigError, Model, read_toml
+
+MODULE = torch.nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        (MODULE, "object"), (torch.nn.Linear, "factory"), ("torch.nn:Linear", "import"), ("./folder", "path"),
+        (".", "path"), ("/models/bert", "path"), ("model.pt", "path"), ("model.pt2", "path"),
+        ("model.pth", "path"),
+        (pathlib.Path("model"), "path"), ("owner/model", "path"), ("~/model", "path"),
+    ],
+)  # fmt: skip
+def test_a_source_tells_its_kind(source, kind):
+    assert Model(source).kind == kind
+
+
+def test_paths_are_made_absolute_and_names_of_the_hub_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Model("./folder/../model.pt").source == str(tmp_path / "model.pt")
+    assert Model(pathlib.Path("model")).source == str(tmp_path / "model")
+    assert Model("~/model").source == str(pathlib.Path.home() / "model")
+    assert Model("owner/model").source == "owner/model"
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    assert Model("owner/model").source == str(tmp_path / "owner" / "model")
+    assert Model("torch.nn:Linear", weights="w.safetensors").weights == str(tmp_path / "w.safetensors")
+
+
+def test_options_are_plain_and_hold_what_was_asked_for():
+    assert Model(MODULE).options == {
+        "method": "__call__", "grad": False, "warm": False, "residency": "memory", "sharing": "shared",
+    }  # fmt: skip
+    options = Model(
+        "torch.nn:Linear", weights="/w.pt", dtype="bfloat16", residency="file", sharing="private"
+    ).options
+    assert options.items() >= {
+        "weights": "/w.pt", "dtype": "bfloat16", "residency": "file", "sharing": "private",
+    }.items()  # fmt: skip
+    assert Model("/m.pt", trusted=True).options["trusted"] is True
+    assert Model("/m", task="text-classification").options["task"] == "text-classification"
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        (
+            MODULE,
+            {"weights": "w.pt"},
+            "and for compiled packages; this source is an object",
+        ),
+        ("/m", {"weights": "w.pt"}, "compiled packages; this source is a path"),
+        (MODULE, {"dtype": "float16"}, "dtype is for models that a loader builds"),
+        (MODULE, {"residency": "file"}, "residency 'file' is for weights files"),
+        (torch.nn.Linear, {"task": "fill-mask"}, "task is for paths"),
+        ("torch.nn:Linear", {"trusted": True}, "trusted is for paths"),
+        ("/m", {"args": [1]}, "args are for factories"),
+        (MODULE, {"args": [1]}, "args and kwargs are for factories"),
+        ("/m", {"dtype": "int8"}, "dtype must be one of 'bfloat16', 'float16', 'float32', not 'int8'"),
+        ("/m", {"dtype": torch.float16}, "dtype must be one of"),
+        ("/m", {"residency": "disk"}, "residency must be one of 'memory', 'file'"),
+        ("/m", {"sharing": True}, "sharing must be one of 'shared', 'private'"),
+        (torch.nn.Linear, {"weights": ""}, "weights must be the path of a file or folder, not ''"),
+        (torch.nn.Linear, {"weights": 3}, "weights must be the path"),
+        (torch.nn.Linear, {"weights": "a\0b"}, "weights must be the path"),
+        ("bert", {}, "neither of the form 'package.module:name' nor a path"),
+        ("weights.safetensors", {}, r"write a path in this folder as './weights\.safetensors'"),
+        ("", {}, "neither of the form"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(source, options, said):
+    with pytest.raises(ConfigError, match=said):
+        Model(source, **options)
+
+
+def test_a_pool_toml_finds_paths_from_its_own_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "pool.toml").write_text(
+        """
+        [models.one]
+        source = "torch.nn:Linear"
+        args = [4, 4]
+        weights = "weights/one.safetensors"
+        dtype = "bfloat16"
+        residency = "file"
+        sharing = "private"
+        [models.two]
+        source = "./two"
+        task = "text-classification"
+        [models.three]
+        source = "three.pt"
+        trusted = true
+        [models.four]
+        source = "owner/model"
+        """
+    )
+    monkeypatch.chdir(tmp_path)
+    models = read_toml("config/pool.toml")[1]
+    assert models["one"].weights == str(folder / "weights" / "one.safetensors")
+    assert (models["one"].dtype, models["one"].residency, models["one"].sharing) == ("bfloat16", "file", "private")
+    assert (models["two"].source, models["two"].task) == (str(folder / "two"), "text-classification")
+    assert (models["three"].source, models["three"].trusted) == (str(folder / "three.pt"), True)
+    assert models["four"].source == "owner/model"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("weights = 3", r"models\.m\.weights must be str, not int"),
+        ("trusted = 'yes'", r"models\.m\.trusted must be bool"),
+        ("dtype = 'half'", r"\[models\.m\] dtype must be one of"),
+        ("weight = 'w.pt'", r"unknown key 'weight'; did you mean 'weights'\?"),
+    ],
+)
+def test_a_pool_toml_with_a_mistake_names_file_and_key(tmp_path, line, said):
+    path = tmp_path / "pool.toml"
+    path.write_text(f"[models.m]\nsource = 'torch.nn:Linear'\n{line}\n")
+    with pytest.raises(ConfigError, match=rf"pool\.toml: .*{said}"):
+        read_toml(str(path))
