@@ -67,8 +67,8 @@ def show_memory(memory: Memory) -> None:
     for one in memory.weights:
         if one.is_rebuilt:
             say(f"{one.model}: each worker builds it anew around the one copy, because it cannot be pickled")
-        for path, reason in one.opaque.items():
-            say(f"{one.model}: {path} is private to each worker: {reason}")
+        if one.opaque:
+            say(f"{one.model}: {one.opaque_parts}")
 
 
 def _weights_row(one: WeightsInfo) -> Sequence[str]:

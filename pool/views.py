@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
+
+#: Parts of a model that are named before the others are only counted.
+_NAMED_PARTS: Final = 3
 
 
 class View:
@@ -98,9 +101,17 @@ class WeightsInfo(View):
         shared = ", ".join(f"{size(count)} with {name}" for name, count in self.shared_with.items())
         if shared:
             text += f"; {size(self.own_bytes)} its own, {shared}"
-        for path, reason in self.opaque.items():
-            text += f"; {path} private to each worker: {reason}"
-        return text
+        return f"{text}; {self.opaque_parts}" if self.opaque else text
+
+    @property
+    def opaque_parts(self) -> str:
+        """What is private to each worker, in a sentence that names the first few; empty if nothing is."""
+        if not self.opaque:
+            return ""
+        named = ", ".join(list(self.opaque)[:_NAMED_PARTS])
+        more = len(self.opaque) - _NAMED_PARTS
+        reasons = "; ".join(dict.fromkeys(self.opaque.values()))
+        return f"private to each worker: {named}{f' and {more} more' if more > 0 else ''} ({reasons})"
 
 
 @dataclass(frozen=True)

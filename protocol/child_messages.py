@@ -81,7 +81,6 @@ class ModelBuilt(NamedTuple):
     modules: list[str]
     regions: list[int]
     rebuild: bool
-    opaque: dict[str, str]
     notes: list[str]
 
 
@@ -108,11 +107,15 @@ class Thaw(NamedTuple):
 
 
 class Thawed(NamedTuple):
-    """From a worker: the weight set is ready to run; ``private_bytes`` is what that took besides the regions."""
+    """From a worker: the weight set is ready to run; ``private_bytes`` is what that took besides the regions.
+
+    ``opaque`` are the parts that lie outside of them, by path, and why.
+    """
 
     weight_set: int
     seconds: float
     private_bytes: int
+    opaque: dict[str, str]
 
 
 class ThawFailed(NamedTuple):

@@ -13,6 +13,7 @@ from ..protocol.mapping import Mapping, map_region
 from ..protocol.messages import BuildModel, Thaw, Thawed
 from . import heap
 from .failure import record_of
+from .opaque import opaque_parts
 from .paths import extend_path
 
 
@@ -80,7 +81,8 @@ class HeldModel:
             self._error.message, self._error.details = record["message"], record["details"]
             raise self._error from error
         private_bytes = max(0, heap.anonymous_bytes() - before_bytes)
-        self._thawed(Thawed(order.weight_set, time.perf_counter() - started_at, private_bytes))
+        seconds = time.perf_counter() - started_at
+        self._thawed(Thawed(order.weight_set, seconds, private_bytes, opaque_parts(model)))
         return model
 
     def _made(self, order: Thaw) -> Any:

@@ -42,7 +42,6 @@ def main(channel: Channel) -> None:
 def _build(channel: Channel, order: BuildModel) -> ModelBuilt:
     from ..protocol.contents import OpenFiles
     from ..protocol.frozen import FreezeError, Frozen, freeze
-    from .opaque import opaque_parts
     from .rebuilding import tensors_of
 
     model, notes = build(order)
@@ -59,14 +58,13 @@ def _build(channel: Channel, order: BuildModel) -> ModelBuilt:
         frozen, rebuild = freeze(tensors, stay_in_files=stay_in_files), True
     if stay_in_files and frozen.in_files_bytes < frozen.manifest.storage_bytes:
         notes = [*notes, _why_not_in_file(frozen.in_files_bytes, frozen.manifest.storage_bytes)]
-    opaque = opaque_parts(model)
     del model
     with OpenFiles() as files:
         is_shared = order.options.get("sharing") != "private"
         regions = fill(frozen.fillings(files), ChannelGranter(channel), share=is_shared, consume=True)
         files.check_unchanged()
     return ModelBuilt(
-        frozen.manifest.to_wire(), frozen.skeleton, list(frozen.modules), regions, rebuild, opaque, list(notes)
+        frozen.manifest.to_wire(), frozen.skeleton, list(frozen.modules), regions, rebuild, list(notes)
     )
 
 

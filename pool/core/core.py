@@ -320,7 +320,7 @@ class Core:
         worker.thawing.pop(event.weight_set, None)  # a failure is told again by each run
         version = self.library.holdings.sets.get(event.weight_set)
         if version is not None and event.error is None:
-            version.private_bytes = event.private_bytes
+            version.private_bytes, version.opaque = event.private_bytes, event.opaque
 
     def _set_forgotten(self, event: events.SetForgotten, now: float) -> None:
         worker = self.fleet.workers.get(event.child)

@@ -157,11 +157,12 @@ class BuildFailed(NamedTuple):
 
 
 class SetThawed(NamedTuple):
-    """A worker has a weight set ready, for so much private memory, or (``error``) cannot have it."""
+    """A worker has a weight set ready, for so much private memory and these parts, or (``error``) cannot."""
 
     child: int
     weight_set: int
     private_bytes: int
+    opaque: dict[str, str]
     error: Record | None
 
 

@@ -127,7 +127,6 @@ class Library:
         version.loader = 0
         version.manifest, version.skeleton = built.manifest, built.skeleton
         version.modules, version.regions = built.modules, tuple(built.regions)
-        version.opaque = built.opaque
         if built.rebuild:
             load = version.load
             version.recipe = [load.source, load.manifest, load.pickled]

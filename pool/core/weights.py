@@ -23,8 +23,8 @@ class WeightSet:
         number: never used twice.
         load: where it comes from.
         manifest, skeleton, modules, regions, recipe: what workers need; empty until it is built.
-        opaque: what of it lies outside of the regions, by path, and why.
-        private_bytes: what it took a worker besides the regions, when it was last thawed.
+        private_bytes, opaque: what it took a worker besides the regions when it was last thawed, and what of it
+            lies outside of them, by path, and why.
         generation: the zygote generation whose children have its modules.
         loader: the child that builds it, or 0.
         holders: workers that were given it.

@@ -292,10 +292,10 @@ class Supervisor:
             child.ran_last = self.core.running_on(message.attempt)
             self.feed(events.AttemptEnded(number, message.attempt, message.seconds, b"", [], message.error))
         elif isinstance(message, messages.Thawed):
-            self.feed(events.SetThawed(number, message.weight_set, message.private_bytes, None))
+            self.feed(events.SetThawed(number, message.weight_set, message.private_bytes, message.opaque, None))
         elif isinstance(message, messages.ThawFailed):
             self._note(f"worker {child.pid} cannot thaw: {message.error.get('message', '')}")
-            self.feed(events.SetThawed(number, message.weight_set, 0, message.error))
+            self.feed(events.SetThawed(number, message.weight_set, 0, {}, message.error))
         elif isinstance(message, messages.Forgot):
             self.feed(events.SetForgotten(number, message.weight_set, message.unmapped))
         elif isinstance(message, messages.NeedRegions):

@@ -227,7 +227,7 @@ class SimulatedLoader(Child):
         self._ask([place for place, number in enumerate(self.numbers) if not number][-1:])
 
     def _all_written(self) -> None:
-        built = messages.ModelBuilt([], b"skeleton", list(self.plan.modules), self.numbers, False, {}, [])
+        built = messages.ModelBuilt([], b"skeleton", list(self.plan.modules), self.numbers, False, [])
         self.world.feed(events.ModelBuilt(self.number, built))
         self.die("exit code 0", told_in_s=EXIT_S)
 
@@ -268,7 +268,7 @@ class SimulatedWorker(Child):
             return
         failed = order.model in self.world.habits.thaw_fails
         error = {"code": "load_failed", "message": "no", "details": {}} if failed else None
-        self.world.feed(events.SetThawed(self.number, order.weight_set, 0, error))
+        self.world.feed(events.SetThawed(self.number, order.weight_set, 0, {}, error))
 
     def _ran(self, order: messages.Run, model: str, plan: RunPlan) -> None:
         if plan.kills or model in self.world.habits.thaw_kills:

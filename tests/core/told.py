@@ -36,7 +36,7 @@ class Told(CheckedCore):
     def built(self, child: int, *modules: str, regions: int = 0) -> list[Instruction]:
         """Let a loader fill this many regions and report."""
         numbers = self.fill(child, regions)
-        built = ModelBuilt([], b"skeleton", list(modules), numbers, False, {}, [])
+        built = ModelBuilt([], b"skeleton", list(modules), numbers, False, [])
         return self.feed(events.ModelBuilt(child, built))
 
     def fill(self, filler: object, regions: int) -> list[int]:

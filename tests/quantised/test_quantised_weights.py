@@ -10,7 +10,7 @@ from leftovers import wait_until
 from onecopy.pool import Pool
 from onecopy.protocol.frozen import freeze, thaw
 from onecopy.workers.opaque import opaque_parts
-from quantised_models import INPUT, INT8_BYTES, PACKED, SHARED, Measured, run_plain
+from quantised_models import INPUT, INT8_BYTES, LAYERS, PACKED, SHARED, Measured, run_plain
 from torch import nn
 
 #: Scales, zero points and biases, and tables of what the codes stand for.
@@ -77,6 +77,14 @@ def test_packed_weights_compute_the_same_and_are_named(kind):
     assert "LinearPackedParams" in parts["0._packed_params._packed_params"]
 
 
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_pool_names_what_is_private_to_each_worker(answers, kind):
+    weights = answers[kind.replace(" ", "_")]["opaque"]
+    assert len(weights.opaque) == LAYERS
+    assert "_packed_params" in weights.opaque_parts
+    assert f"and {LAYERS - 3} more" in str(weights)
+
+
 def test_a_packed_lstm_computes_the_same():
     plain = nn.ModuleDict({"lstm": nn.LSTM(16, 16, 2)}).eval()
     model = torch.ao.quantization.quantize_dynamic(plain, {nn.LSTM}, dtype=torch.qint8)
@@ -104,6 +112,8 @@ def answers(packages, tmp_path_factory):
                 assert wait_until(lambda: _ask(pool, name, results, reports) == 2)  # noqa: B023
             for info in pool.models():
                 said[info.name]["weights_bytes"] = info.weights_bytes
+            for weights in pool.memory().weights:
+                said[weights.model]["opaque"] = weights
     return said
 
 
