@@ -125,15 +125,20 @@ def fill(regions: Sequence[Filling | str], granter: Granter, *, share: bool, con
 
     def settle(batch: list[tuple[int, bytes]]) -> None:
         grants = granter.need([Want(fillings[index].size_bytes, digest) for index, digest in batch])
-        for (index, digest), grant in zip(batch, grants, strict=True):
-            if grant.state == "wait":
-                delayed.append((index, digest))
-            elif _use(fillings[index], grant, granter):
-                numbers[index] = grant.number
-                if consume:
-                    fillings[index].release()
-            else:  # another content of the same digest
-                delayed.append((index, b""))
+        fds = [grant.fd for grant in grants if grant.state != "wait"]
+        try:
+            for (index, digest), grant in zip(batch, grants, strict=True):
+                if grant.state == "wait":
+                    delayed.append((index, digest))
+                elif _use(fillings[index], grant, granter):
+                    numbers[index] = grant.number
+                    if consume:
+                        fillings[index].release()
+                else:  # another content of the same digest
+                    delayed.append((index, b""))
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     if share:
         with _digests(fillings) as batches:
@@ -148,14 +153,11 @@ def fill(regions: Sequence[Filling | str], granter: Granter, *, share: bool, con
 
 def _use(filling: Filling, grant: Grant, granter: Granter) -> bool:
     """Fill a region, or check what is in it; false if that is something else."""
-    try:
-        if grant.state == "compare":
-            return filling.equals(grant.fd)
-        filling.write(grant.fd)
-        granter.filled(grant.number)
-        return True
-    finally:
-        os.close(grant.fd)
+    if grant.state == "compare":
+        return filling.equals(grant.fd)
+    filling.write(grant.fd)
+    granter.filled(grant.number)
+    return True
 
 
 @contextlib.contextmanager

@@ -341,5 +341,5 @@ def test_a_region_that_is_sealed_too_early_is_told(shelf):
             self.store.seal(self.regions[grant.number])
             return grant
 
-    with Sealed() as sealed, pytest.raises(PermissionError):
-        handed_over(blob(1), sealed)
+    with Sealed() as sealed, pytest.raises(PermissionError):  # and no descriptor of the others is left
+        handed_over([blob(seed) for seed in range(3)], sealed, share=False)
