@@ -3,7 +3,7 @@
 from core.told import Told, reply, run, thaw
 from onecopy.pool.core import events
 from onecopy.pool.core.instructions import ToChild
-from onecopy.pool.core.workers import MAX_AHEAD
+from onecopy.pool.core.workers import AHEAD_S, MAX_AHEAD
 from onecopy.protocol.messages import Run
 
 
@@ -41,18 +41,19 @@ def test_requests_of_unknown_length_are_not_handed_ahead():
     assert runs(core.submit(2)) == []
 
 
-def test_short_requests_are_handed_ahead_up_to_a_millisecond_of_work():
+def test_short_requests_are_handed_ahead_up_to_some_milliseconds_of_work():
     core = Told().start("m")
-    measured(core, 0.0004)
+    seconds = 0.4 * AHEAD_S
+    measured(core, seconds)
     handed = [len(runs(core.submit(number))) for number in range(5)]
     assert handed == [1, 1, 1, 0, 0]
-    assert runs(core.ended(1, 3, 0, seconds=0.0004)) == [(1, "ann/3")]
+    assert runs(core.ended(1, 3, 0, seconds=seconds)) == [(1, "ann/3")]
 
 
 def test_requests_that_take_no_time_are_handed_ahead_up_to_a_number():
     core = Told().start("m")
     measured(core, 0.0)
-    assert sum(len(runs(core.submit(number))) for number in range(100)) == MAX_AHEAD
+    assert sum(len(runs(core.submit(number))) for number in range(2 * MAX_AHEAD)) == MAX_AHEAD
 
 
 def test_idle_workers_come_before_handing_ahead():
