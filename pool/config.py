@@ -54,9 +54,9 @@ class Model:
         args, kwargs: what the factory is called with; for a folder, ``kwargs`` go to the library that loads it.
         weights: the weights of the ``nn.Module`` that a factory builds: a safetensors file, an index of several,
             a folder with either, or a state dict in a ``.pt`` file; or those of a compiled package (``.pt2``) that
-            holds none. They are taken by reference: the factory's
-            own parameters get no memory, and theirs are the dtypes of the file. A factory that needs values of
-            its parameters is called once more, the ordinary way, and the model's notes say so.
+            holds none. They are taken by reference: the factory's own parameters get no memory, and theirs are
+            the dtypes of the file. A factory that needs values of its parameters is called once more, the
+            ordinary way, and the model's notes say so.
         dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``: what floating parameters and buffers are cast to
             once they are loaded, before ``prepare``; integers and complex numbers stay.
         task: what a folder's transformers pipeline is for, such as ``"text-classification"``.

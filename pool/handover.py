@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 from ..protocol.errors import LoadFailed, PoolError
 from ..protocol.filling import Grant, Granter, Want
@@ -38,46 +37,41 @@ def hand_over(name: str, model: Model, control: ControlSocket, *, eager: bool) -
 
     try:
         frozen = freeze(_prepared(model))
-        with _Keeping(control.granter()) as regions:
-            with OpenFiles() as files:
-                is_shared = model.sharing == "shared"
-                numbers = fill(frozen.fillings(files), regions, share=is_shared, consume=False)
-                files.check_unchanged()
-            order = LoadModel(
-                name, "frozen", plain_options(model), frozen.manifest.to_wire(), frozen.skeleton,
-                list(frozen.modules), app_paths(), numbers, eager,
-            )  # fmt: skip
-            control.ask(order)
-            if not model.repoint:
-                return frozen.manifest.storage_bytes
-            sizes_bytes = frozen.manifest.region_sizes_bytes
-            return frozen.repoint([regions.map(*one) for one in zip(numbers, sizes_bytes, strict=True)])
+        regions = _Mapping(control.granter())
+        with OpenFiles() as files:
+            is_shared = model.sharing == "shared"
+            numbers = fill(frozen.fillings(files), regions, share=is_shared, consume=False)
+            files.check_unchanged()
+        order = LoadModel(
+            name, "frozen", plain_options(model), frozen.manifest.to_wire(), frozen.skeleton,
+            list(frozen.modules), app_paths(), numbers, eager,
+        )  # fmt: skip
+        control.ask(order)
+        if not model.repoint:
+            return frozen.manifest.storage_bytes
+        return frozen.repoint([regions.take(number) for number in numbers])
     except (FreezeError, OSError) as error:
         if isinstance(error, PoolError):
             raise
         raise LoadFailed(f"{name}: {error}") from error
 
 
-class _Keeping:
-    """Asks for regions, and keeps their descriptors to map them in the end."""
+class _Mapping:
+    """Asks for regions, and maps each: privately, so that one can be mapped before it is filled, and sealed after.
+
+    A region that holds two equal storages is asked for twice and mapped twice: they must not become one.
+    """
 
     def __init__(self, granter: Granter) -> None:
         self._granter = granter
-        self._fds: dict[int, int] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
+        self._mappings: dict[int, list[Mapping]] = {}
 
     def need(self, wants: Sequence[Want]) -> list[Grant]:
         """Ask for regions; see `filling.Granter.need`."""
         grants = self._granter.need(wants)
-        for grant in grants:
-            if grant.fd >= 0 and grant.number not in self._fds:
-                self._fds[grant.number] = os.dup(grant.fd)
+        for want, grant in zip(wants, grants, strict=True):
+            if grant.state != "wait":
+                self._mappings.setdefault(grant.number, []).append(map_region(grant.fd, want.size_bytes))
         return grants
 
     def filled(self, number: int) -> None:
@@ -88,9 +82,9 @@ class _Keeping:
         """Make a file a region."""
         return self._granter.offer(path)
 
-    def map(self, number: int, size_bytes: int) -> Mapping:
-        """Map a region anew: two storages of equal content must not become one."""
-        return map_region(self._fds[number], size_bytes)
+    def take(self, number: int) -> Mapping:
+        """Return a mapping of a region that was not taken yet."""
+        return self._mappings[number].pop()
 
 
 def _prepared(model: Model) -> Any:

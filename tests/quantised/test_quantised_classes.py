@@ -15,16 +15,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def packages():
-    """Import them while no model is there: what bitsandbytes logs then keeps the frames of its callers."""
-    import bitsandbytes
-    import torchao.quantization
-
-    assert bitsandbytes
-    assert torchao
-
-
 @pytest.mark.parametrize("kind", [kind for kind in SHARED if kind.startswith(("torchao", "bitsandbytes"))])
 def test_weights_keep_their_class_and_the_original_joins_the_copy(kind):
     model = SHARED[kind][0]()

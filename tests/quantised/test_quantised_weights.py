@@ -24,16 +24,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def packages():
-    """Import them while no model is there: what bitsandbytes logs then keeps the frames of its callers."""
-    import bitsandbytes
-    import torchao.quantization
-
-    assert bitsandbytes
-    assert torchao
-
-
 @contextlib.contextmanager
 def single_threaded():
     """As each worker of the pool is: sums of several threads have other bits."""
@@ -96,7 +86,7 @@ def test_a_packed_lstm_computes_the_same():
 
 
 @pytest.fixture(scope="module")
-def answers(packages, tmp_path_factory):
+def answers(tmp_path_factory):
     """What a pool of two workers says of each kind: results by worker, and what its weights take where."""
     makers = {name: make for name, (make, _) in SHARED.items()} | PACKED
     models = {name.replace(" ", "_"): make() for name, make in makers.items()}
