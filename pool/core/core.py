@@ -3,16 +3,14 @@
 Rule 1: nothing but `Core.handle` changes state. Rule 2: every accepted request is answered exactly once, and
 only by its newest attempt. Rule 3: the cost of an event does not grow with workers, models or queues.
 
-Requests wait in one queue per model; models with something to run take turns. A request that is handed to a
-worker becomes a numbered attempt. When a worker dies, the attempt that it had begun is blamed, and what it
-merely held goes back to the front of its queue, in order.
+Each part of it has a module of its own: requests and their deadlines, models and their weight sets, processes,
+attempts. This one tells them what happened.
 """
 
 from __future__ import annotations
 
 import signal
-from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...protocol.errors import (
     DeadlineExceeded,
@@ -21,29 +19,15 @@ from ...protocol.errors import (
     PoolError,
     RequestCancelled,
     SupervisorLost,
-    WorkerDied,
 )
-from ...protocol.messages import Failed, Leave, Refused, Reply, Run
+from ...protocol.messages import Failed, Leave, Refused
 from . import events
+from .attempts import Attempts
 from .events import Event
 from .fleet import Fleet
 from .instructions import Finish, Instruction, SignalChild, ToCaller, ToChild, ToClient
 from .library import Library
-from .requests import Request, Requests
-from .weights import Model, WeightSet
-from .workers import Worker
-
-#: What an unmeasured run is expected to take: long, so that nothing waits behind it.
-_UNKNOWN_S = 1.0
-
-
-class _Attempt(NamedTuple):
-    """A request that was handed to a worker; ``is_first``: it is the first of its weight set there."""
-
-    request: Request
-    model: Model
-    version: WeightSet
-    is_first: bool
+from .requests import Requests
 
 
 class Core:
@@ -59,12 +43,9 @@ class Core:
         self.fleet = Fleet(workers, slots, self._out)
         self.library = Library(self.fleet, self._out)
         self.requests = Requests()
+        self.attempts = Attempts(self.fleet, self.library, self.requests, self._out)
         self.stopping = ""  # or the sentence that newcomers are refused with
-        self.retried = 0
         self._is_finished = False
-        self._attempts = 0
-        self._running: dict[int, _Attempt] = {}
-        self._runnable: OrderedDict[Model, None] = OrderedDict()  # models with work, in the order of their turns
         self._handlers = {
             events.ClientJoined: self._client_joined,
             events.ClientLeft: self._client_left,
@@ -88,7 +69,7 @@ class Core:
             events.BuildFailed: self._build_failed,
             events.SetThawed: self._set_thawed,
             events.SetForgotten: self._set_forgotten,
-            events.AttemptEnded: self._attempt_ended,
+            events.AttemptEnded: self.attempts.ended,
             events.StopAsked: self._stop_asked,
             events.TimePassed: self._time_passed,
         }
@@ -96,8 +77,7 @@ class Core:
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take in what happened at ``now`` (seconds on any monotonic clock); return what is to be done."""
         self._handlers[type(event)](event, now)  # pyright: ignore[reportArgumentType] - the table pairs them
-        if self._runnable:
-            self._dispatch()
+        self.attempts.dispatch()
         if self.stopping:
             self._go_on_stopping(now)
         out = self._out[:]
@@ -108,11 +88,6 @@ class Core:
         """Return when `TimePassed` is due; infinity for never."""
         return min(self.requests.next_deadline(), self.fleet.wake_at())
 
-    def running_on(self, attempt: int) -> tuple[int, str]:
-        """Return the client's request number and the model of an attempt; ``(0, "")`` if it is over."""
-        running = self._running.get(attempt)
-        return (running.request.submit.request, running.model.name) if running else (0, "")
-
     # --- clients and requests -------------------------------------------------------------------------------
 
     def _client_joined(self, event: events.ClientJoined, _now: float) -> None:
@@ -120,7 +95,7 @@ class Core:
 
     def _client_left(self, event: events.ClientLeft, _now: float) -> None:
         for request in self.requests.leave(event.client):
-            self._forget(request)
+            self.attempts.forget(request)
 
     def _submitted(self, event: events.Submitted, now: float) -> None:
         submit = event.submit
@@ -138,111 +113,17 @@ class Core:
             return
         model.unanswered += 1
         model.queue[request] = None
-        self._note_runnable(model)
+        self.attempts.note_runnable(model)
         if not model.current.is_ready:
             self.library.need_answers(model)
 
     def _cancelled(self, event: events.Cancelled, _now: float) -> None:
         request = self.requests.find(event.client, event.request)
         if request is not None:
-            self._answer(request, Failed(event.request, RequestCancelled("cancelled").to_record()))
-
-    def _answer(self, request: Request, message: Reply | Failed, buffers: list[Any] | None = None) -> None:
-        self.requests.settle(request)
-        self._out.append(ToClient(request.client, message, buffers or []))
-        model = self.library.models[request.submit.model]
-        if isinstance(message, Reply):
-            model.answered += 1
-        else:
-            model.failed += 1
-        self._forget(request)
-
-    def _forget(self, request: Request) -> None:
-        """Take a request out of its model's books. As long as it is in them, the model stays."""
-        model = self.library.models[request.submit.model]
-        model.queue.pop(request, None)
-        model.unanswered -= 1
-        self.library.leave_if_done(model)
-
-    def _refuse(self, request: Request, error: PoolError) -> None:
-        self._answer(request, Failed(request.submit.request, error.to_record()))
+            self.attempts.answer(request, Failed(event.request, RequestCancelled("cancelled").to_record()))
 
     def _fail(self, client: Any, number: int, error: PoolError) -> None:
         self._out.append(ToClient(client, Failed(number, error.to_record()), []))
-
-    # --- assignment -----------------------------------------------------------------------------------------
-
-    def _note_runnable(self, model: Model) -> None:
-        if model.is_runnable:
-            self._runnable[model] = None
-
-    def _dispatch(self) -> None:
-        """Hand requests to workers as long as there are both."""
-        workers = self.fleet.workers
-        while self._runnable:
-            worker = workers.pick()
-            if worker is None:
-                return
-            model, _ = self._runnable.popitem(last=False)
-            if model.queue:  # it is empty if all were answered while they waited
-                request = model.next_request()
-                self._note_runnable(model)
-                self._hand(worker, model, request)
-
-    def _hand(self, worker: Worker, model: Model, request: Request) -> None:
-        version = model.current
-        is_first = version.number not in worker.holds
-        self.library.holdings.give(version, worker, eager=False)
-        self._attempts += 1
-        attempt = request.attempt = self._attempts
-        request.life.become("running")
-        version.running += 1
-        self._running[attempt] = _Attempt(request, model, version, is_first)
-        expected_s = model.expected_s
-        if expected_s is None or is_first or worker.thawing:
-            expected_s = _UNKNOWN_S
-        self.fleet.workers.hand(worker, attempt, expected_s)
-        submit = request.submit
-        order = Run(attempt, version.number, submit.method or model.method, submit.body)
-        self._out.append(ToChild(worker.child, order, request.buffers, ()))
-
-    def _attempt_ended(self, event: events.AttemptEnded, now: float) -> None:
-        worker = self.fleet.workers.get(event.child)
-        if worker is None or not self.fleet.workers.took_back(worker, event.attempt):
-            return
-        request, model, version, is_first = self._running.pop(event.attempt)
-        version.running -= 1
-        if version is model.current and event.error is None and not is_first:  # the first includes the thaw
-            model.measured(event.seconds)
-        if request.is_answered_by(event.attempt):
-            if event.error is None:
-                self._answer(request, Reply(request.submit.request, event.body), event.buffers)
-            else:
-                self._answer(request, Failed(request.submit.request, event.error))
-        if worker.life.state == "idle":
-            self.fleet.became_idle(worker, now)
-
-    def _requeue(self, attempt: int, *, blamed: bool, cause: str) -> None:
-        """Take an attempt back from a worker that died."""
-        request, model, version, _ = self._running.pop(attempt)
-        version.running -= 1
-        if not request.is_answered_by(attempt):
-            return
-        request.deaths += blamed
-        if request.deaths > request.submit.retries:
-            message = (
-                f"{model.name}: the worker died ({cause}) while it ran this request; "
-                f"tried {request.deaths} times, retries={request.submit.retries}"
-            )
-            self._refuse(request, WorkerDied(message, deaths=request.deaths, cause=cause))
-            return
-        self.retried += blamed
-        request.attempt = 0
-        request.life.become("queued")
-        model.put_back(request)
-        self._note_runnable(model)
-        if not model.current.is_ready:  # what it ran on is no more
-            self.library.need_answers(model)
 
     # --- models ---------------------------------------------------------------------------------------------
 
@@ -290,7 +171,7 @@ class Core:
 
     def _file_changed(self, event: events.FileChanged, _now: float) -> None:
         for request in self.library.file_changed(event.region, event.error):
-            self._answer(request, Failed(request.submit.request, event.error))
+            self.attempts.answer(request, Failed(request.submit.request, event.error))
 
     def _model_built(self, event: events.ModelBuilt, now: float) -> None:
         try:
@@ -301,12 +182,12 @@ class Core:
 
     def _build_failed(self, event: events.BuildFailed, _now: float) -> None:
         for request in self.library.build_failed(event.child, event.error):
-            self._answer(request, Failed(request.submit.request, event.error))
+            self.attempts.answer(request, Failed(request.submit.request, event.error))
 
     def _collect_ready(self) -> None:
         """Let models run whose weight sets became ready."""
         for model in self.library.adopted():
-            self._note_runnable(model)
+            self.attempts.note_runnable(model)
             if model.current.is_warm:
                 for worker in self.fleet.workers:
                     # An outdated one would import the model's modules privately, for seconds, and then go.
@@ -365,7 +246,7 @@ class Core:
             return
         held = self.fleet.worker_died(worker, event.begun, now)
         for attempt in reversed(held):
-            self._requeue(attempt, blamed=attempt == event.begun, cause=event.cause)
+            self.attempts.requeue(attempt, blamed=attempt == event.begun, cause=event.cause)
         self.library.holdings.worker_died(worker, event.begun)
         self.fleet.fill(now)
 
@@ -375,14 +256,14 @@ class Core:
         for request in self.requests.late(now):
             waited = "waiting for a worker" if request.is_queued else "running"
             message = f"{request.submit.model}: no answer within {request.submit.timeout_s:g} s ({waited})"
-            self._refuse(request, DeadlineExceeded(message))
+            self.attempts.refuse(request, DeadlineExceeded(message))
         self.fleet.time_passed(now)
 
     def _stop_asked(self, event: events.StopAsked, now: float) -> None:
         self.stopping = self.stopping or "the pool is shutting down and takes no new requests"
         if not event.drain:
             for request in list(self.requests.everyone()):
-                self._refuse(request, RequestCancelled("the pool was shut down"))
+                self.attempts.refuse(request, RequestCancelled("the pool was shut down"))
             for worker in self.fleet.workers:
                 if worker.life.state == "busy":
                     self._out.append(ToChild(worker.child, Leave(), [], ()))

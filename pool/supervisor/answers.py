@@ -94,7 +94,7 @@ class Answers:
             "threads": self._settings.threads,
             "clients": self._core.requests.clients,
             "unanswered": self._core.requests.unanswered,
-            "retried": self._core.retried,
+            "retried": self._core.attempts.retried,
             "zygote_pid": self._processes.zygote_pid,
             "workers": [
                 {

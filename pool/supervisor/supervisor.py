@@ -283,13 +283,13 @@ class Supervisor:
             self._shelf.offer(number, message.path, delivery.fds)
         delivery.close_fds()  # no other message of a child has any
         if isinstance(message, messages.Ran):
-            child.ran_last = self.core.running_on(message.attempt)
+            child.ran_last = self.core.attempts.running_on(message.attempt)
             ended = events.AttemptEnded(
                 number, message.attempt, message.seconds, message.body, delivery.buffers, None
             )
             self.feed(ended)
         elif isinstance(message, messages.RunFailed):
-            child.ran_last = self.core.running_on(message.attempt)
+            child.ran_last = self.core.attempts.running_on(message.attempt)
             self.feed(events.AttemptEnded(number, message.attempt, message.seconds, b"", [], message.error))
         elif isinstance(message, messages.Thawed):
             self.feed(events.SetThawed(number, message.weight_set, message.private_bytes, message.opaque, None))
@@ -322,7 +322,7 @@ class Supervisor:
     def _source(self, child: Child) -> tuple[int, str, str, int]:
         # What it wrote at the end of a run may be read after its answer was.
         begun = self._processes.begun_by(child)
-        request, model = self.core.running_on(begun) if begun else child.ran_last
+        request, model = self.core.attempts.running_on(begun) if begun else child.ran_last
         return (child.pid, child.role, model, request)
 
     def _to_child(self, one: instructions.ToChild) -> None:

@@ -236,7 +236,7 @@ def check_workers(core: Core, books: Books) -> None:
     assert held == {child: list(given) for child, given in books.held.items() if given}
     assert workers.busy == len(held) <= workers.slots
     assert len(workers) <= 2 * workers.wanted
-    assert sorted(core._running) == sorted(attempt for given in books.held.values() for attempt in given)
+    assert sorted(core.attempts._running) == sorted(attempt for given in books.held.values() for attempt in given)
     running = [one.weight_set for given in books.held.values() for one in given.values()]
     for version in sets.values():
         assert version.running == running.count(version.number)
@@ -263,7 +263,7 @@ def check_assignment(core: Core) -> None:
         if model.is_runnable:
             assert not is_free, f"{model} waits although a worker is idle"
             assert not has_room, f"{model} waits although {has_room} may be handed more"
-            assert model in core._runnable, f"{model} has work, but gets no turn"
+            assert model in core.attempts._runnable, f"{model} has work, but gets no turn"
 
 
 def check_models(core: Core) -> None:

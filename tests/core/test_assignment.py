@@ -17,7 +17,7 @@ def measured(core, seconds):
     child = next(reversed(core.core.fleet.workers._idle))
     for number in (901, 902):
         core.submit(number)
-        core.ended(child, core.core._attempts, number, seconds=seconds)
+        core.ended(child, core.core.attempts.count, number, seconds=seconds)
     return child
 
 

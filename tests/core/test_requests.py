@@ -165,6 +165,6 @@ def test_a_client_may_have_so_many_bytes_waiting_but_always_one_request(monkeypa
 def test_whose_output_it_is_can_be_told_while_an_attempt_runs():
     core = Told().start("m")
     core.submit(7)
-    assert core.core.running_on(1) == (7, "m")
+    assert core.core.attempts.running_on(1) == (7, "m")
     core.ended(1, 1, 7)
-    assert core.core.running_on(1) == (0, "")
+    assert core.core.attempts.running_on(1) == (0, "")

@@ -12,7 +12,7 @@ def fast(workers=1):
     child = workers
     for number in (901, 902):
         core.submit(number)
-        core.ended(child, core.core._attempts, number, seconds=0.0001)
+        core.ended(child, core.core.attempts.count, number, seconds=0.0001)
     return core, child
 
 
@@ -35,7 +35,7 @@ def test_a_request_that_may_be_retried_runs_again_on_the_next_worker():
     core.submit(1, retries=1)
     assert core.exited(1, begun=1) == [ForkChild(2, "worker")]
     assert core.forked(2) == [thaw(2), run(2, 2, 1)]
-    assert core.core.retried == 1
+    assert core.core.attempts.retried == 1
     assert core.ended(2, 2, 1) == [reply(1)]
 
 
@@ -59,7 +59,7 @@ def test_what_a_dead_worker_merely_held_goes_back_to_the_front_in_order_and_is_n
         attempt = core.core.requests.find("ann", number).attempt
         handed += requests_handed_out(core.ended(child + 1, attempt, number, seconds=0.0001))
     assert handed == [body_of("ann", number) for number in range(1, 20)]
-    assert core.core.retried == 0
+    assert core.core.attempts.retried == 0
 
 
 def test_a_worker_that_had_begun_nothing_blames_nobody():
@@ -68,7 +68,7 @@ def test_a_worker_that_had_begun_nothing_blames_nobody():
     assert codes(core.exited(1, begun=0)) == {}
     core.wake(1.0)
     assert core.forked(2) == [thaw(2), run(2, 2, 1)]
-    assert core.core.retried == 0
+    assert core.core.attempts.retried == 0
 
 
 def test_a_death_after_the_answer_was_sent_blames_nobody():
