@@ -17,10 +17,13 @@ import re
 import resource
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final
+
+from . import environment
 
 #: Linux's SO_PEERPIDFD (6.5); Python's socket module does not name it.
 SO_PEERPIDFD: Final = 77
@@ -59,6 +62,18 @@ def executable_memory(flags: int = os.MFD_CLOEXEC) -> str:
     finally:
         os.close(fd)
     return "can be mapped"
+
+
+def slots() -> str:
+    """Start a process as workers are started, and have it try a slot."""
+    program = "from onecopy.workers.preload import without_slots; import torch; print(without_slots())"
+    done = subprocess.run(  # noqa: S603 - our own module
+        [sys.executable, "-P", "-c", program],
+        env=environment.zygote_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode or done.stdout.strip():
+        raise Missing(done.stdout.strip() or done.stderr.strip().rpartition("\n")[2])
+    return "torch takes its memory from them"
 
 
 def sent_file(path: str = "/proc/self/exe") -> str:

@@ -276,8 +276,12 @@ def load(
     trusted: Trusted = False,
     residency: Residency = "memory",
     sharing: Sharing = "shared",
+    workspace: Annotated[
+        str, typer.Option(help="Whose slots its runs use: device, private, or a name.")
+    ] = "device",
+    on_overflow: Annotated[str, typer.Option(help="What if a slot is too small: spill, or error.")] = "spill",
     method: Annotated[str, typer.Option(help="What a request calls that names no method.")] = "__call__",
-    warm: Annotated[bool, typer.Option("--warm", help="Have every worker make it ready at once.")] = False,
+    warm: Annotated[bool, typer.Option("--warm", help="Load and thaw it once, now.")] = False,
     grad: Annotated[bool, typer.Option("--grad", help="Run with autograd.")] = False,
     endpoint: Endpoint = None,
 ) -> None:
@@ -292,7 +296,7 @@ def load(
     model = Model(
         source, args=given["args"], kwargs=given["kwargs"], weights=weights, dtype=dtype, task=task,
         trusted=trusted, residency=cast(Any, residency), sharing=cast(Any, sharing), method=method, warm=warm,
-        grad=grad,
+        grad=grad, workspace=workspace, on_overflow=cast(Any, on_overflow),
     )  # fmt: skip
     paths = [os.getcwd(), *app_paths()]
     order = load_by_name(check_name("model", name), model, paths, eager=True)

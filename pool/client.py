@@ -9,8 +9,9 @@ from typing import Any, Self
 
 from ..protocol.errors import InvalidRequest
 from ..protocol.messages import UnloadModel
+from . import environment
 from .attach import attach
-from .config import ConfigError, Model, Settings, check_name, cores, default_endpoint
+from .config import MAILBOX_BYTES, ConfigError, Model, Settings, check_name, read_size
 from .connection import Connection
 from .control import ControlSocket
 from .futures import PoolFuture
@@ -37,6 +38,10 @@ class Pool:
         workers: how many worker processes; default: the cores.
         slots: how many of them may run at once; default: the workers, at most the cores.
         threads: threads that torch uses in one run; default: cores divided by slots.
+        slot: how much memory each slot may take, in bytes or as ``"256MiB"``; default: as much as its models turn
+            out to need.
+        mailbox: how much shared memory each client may use for large arrays, in bytes or as ``"256MiB"``; with 0
+            they travel through sockets, which is slower.
         name: what the pool is called in status and logs.
 
     Raises:
@@ -53,11 +58,18 @@ class Pool:
         workers: int | None = None,
         slots: int | None = None,
         threads: int | None = None,
+        slot: int | str = 0,
+        mailbox: int | str = MAILBOX_BYTES,
         name: str = "pool",
     ) -> None:
         named = _named(models)
         settings = Settings(
-            workers=cores() if workers is None else workers, slots=slots or 0, threads=threads or 0, name=name
+            workers=environment.cores() if workers is None else workers,
+            slots=slots or 0,
+            threads=threads or 0,
+            slot_bytes=read_size("slot", slot),
+            mailbox_bytes=read_size("mailbox", mailbox),
+            name=name,
         )
         self._held_bytes: dict[str, int] = {}
         self._supervisor: OwnedSupervisor | None = OwnedSupervisor(settings)
@@ -88,7 +100,7 @@ class Pool:
         pool = cls.__new__(cls)
         pool._held_bytes = {}
         pool._supervisor = None
-        pool._connection = Connection(endpoint or default_endpoint())
+        pool._connection = Connection(endpoint or environment.default_endpoint())
         pool._finalizer = weakref.finalize(pool, _abandon, pool._connection, None)
         return pool
 
@@ -199,7 +211,8 @@ class Pool:
 
     def status(self) -> Status:
         """Return how the pool does as a whole."""
-        return Status.from_wire(self._connection.query("status"))
+        status = Status.from_wire(self._connection.query("status"))
+        return dataclasses.replace(status, fallbacks=[*status.fallbacks, *self._connection.fallbacks])
 
     # --- the end --------------------------------------------------------------------------------------------
 

@@ -98,7 +98,8 @@ def reports_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def full_endpoint(given: str | None) -> str:
     """Return the endpoint that an option stands for: a name of a pool, an endpoint, or nothing."""
-    from .config import check_name, default_directory, default_endpoint
+    from .config import check_name
+    from .environment import default_directory, default_endpoint
 
     if not given:
         return default_endpoint()

@@ -1,4 +1,4 @@
-"""What a pool is made of: `Model`, `Settings`, pool.toml. Frozen, validated; the only reader of the environment.
+"""What a pool is made of: `Model`, `Settings`, pool.toml. Frozen and validated.
 
 Standard library only: the supervisor imports this, and it must start in a tenth of a second.
 """
@@ -10,7 +10,6 @@ import difflib
 import functools
 import os
 import re
-import tempfile
 import tomllib
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
 from ..protocol.errors import InvalidRequest
-from ..protocol.limits import MAX_NAME_BYTES
+from ..protocol.limits import MAX_BUFFER_BYTES, MAX_NAME_BYTES
+from . import environment
 
 SourceKind = Literal["object", "factory", "import", "path"]
 
@@ -30,6 +30,14 @@ _SAID: Final = {
     "object": "an object that already exists", "factory": "a factory", "import": "a factory", "path": "a path",
 }  # fmt: skip
 _CODE: Final = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+#: Sizes as people write them, and the keys of a pool.toml that may have one.
+_UNITS: Final = {
+    "": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "ki": 1 << 10,
+    "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
+}  # fmt: skip
+_SIZES: Final = ("slot", "mailbox", "mailbox_total")
+#: What one client may have in mailboxes unless it is said otherwise.
+MAILBOX_BYTES: Final = 256 << 20
 #: Workers beyond this are surely a mistake; each is a process.
 MAX_WORKERS: Final = 1024
 
@@ -68,8 +76,17 @@ class Model:
             used, workers map that file, for weights that are larger than memory or needed at once.
         sharing: ``"shared"``: equal weights of several models are stored once. ``"private"``: the workers share
             the weights of this model, and no other model does.
+        example: what a request may carry: a tuple of arguments, a mapping of keyword arguments, or the one
+            argument. The model is loaded when the pool starts and run with it once, so that the memory which its
+            runs need is known before somebody waits for one.
+        workspace: ``"device"``: its runs take their memory from the slots that all such models share. A name of
+            your own: from slots that only the models of that name share. ``"private"``: from the worker's own
+            memory.
+        on_overflow: what becomes of a run that needs more than its slot has. ``"spill"``: the rest is the worker's
+            own memory, and the slots grow; ``"error"``: it fails with `WorkspaceOverflow`.
         grad: run with autograd; otherwise every run is under ``torch.inference_mode``.
-        warm: have every worker thaw the model as soon as it is loaded, and load it when the pool starts.
+        warm: load the model when the pool starts, and thaw it once, before workers are forked: they share that
+            memory too, and their first request waits for nothing. Unloading it takes a new set of workers.
         repoint: let the tensors of an object that was passed in use the one copy too, so that this process
             does not keep a second one.
 
@@ -89,6 +106,9 @@ class Model:
     method: str = "__call__"
     residency: Literal["memory", "file"] = "memory"
     sharing: Literal["shared", "private"] = "shared"
+    example: Any = None
+    workspace: str = "device"
+    on_overflow: Literal["spill", "error"] = "spill"
     grad: bool = False
     warm: bool = False
     repoint: bool = True
@@ -103,6 +123,8 @@ class Model:
         _check_choice("dtype", self.dtype, (None, "bfloat16", "float16", "float32"))
         _check_choice("residency", self.residency, ("memory", "file"))
         _check_choice("sharing", self.sharing, ("shared", "private"))
+        _check_choice("on_overflow", self.on_overflow, ("spill", "error"))
+        check_name("workspace", self.workspace)
         check_name("method", self.method)
         self._check_kind()
 
@@ -142,7 +164,7 @@ class Model:
         """What the supervisor, loaders and workers need to know, as plain values."""
         options: dict[str, Any] = {
             "method": self.method, "grad": self.grad, "warm": self.warm, "residency": self.residency,
-            "sharing": self.sharing,
+            "sharing": self.sharing, "workspace": self.workspace, "on_overflow": self.on_overflow,
         }  # fmt: skip
         for key in ("weights", "dtype", "task", "trusted"):
             if value := getattr(self, key):
@@ -196,7 +218,12 @@ class Settings:
         workers: how many worker processes.
         slots: how many of them may run at once; default: the workers, at most the cores.
         threads: threads that torch uses in one run; default: cores divided by slots.
+        slot_bytes: how much memory each slot may take; default: as much as its models turn out to need.
+        pin: let the runs that are under way at once use cores of their own, where there are enough.
         name: what the pool is called in status and logs.
+        mailbox_bytes: how much memory one local client may have for its large arrays, and for those of results;
+            with 0 they all travel through sockets, which is slower.
+        mailbox_total_bytes: how much all clients together may have; default: an eighth of the machine's memory.
         listen: tcp endpoints on loopback, besides the ipc endpoint that is always there.
 
     Raises:
@@ -206,19 +233,36 @@ class Settings:
     workers: int = 1
     slots: int = 0
     threads: int = 0
+    slot_bytes: int = 0
+    pin: bool = True
     name: str = "default"
+    mailbox_bytes: int = MAILBOX_BYTES
+    mailbox_total_bytes: int = 0
     listen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_count("workers", self.workers, 1, MAX_WORKERS)
-        slots = self.slots or min(self.workers, cores())
+        slots = self.slots or min(self.workers, environment.cores())
         _check_count("slots", slots, 1, MAX_WORKERS)
         object.__setattr__(self, "slots", min(slots, self.workers))
-        object.__setattr__(self, "threads", self.threads or max(1, cores() // self.slots))
+        object.__setattr__(self, "threads", self.threads or max(1, environment.cores() // self.slots))
         _check_count("threads", self.threads, 1, MAX_WORKERS)
+        _check_count("slot_bytes", self.slot_bytes, 0, 1 << 48)
         check_name("name", self.name)
+        _check_count("mailbox_bytes", self.mailbox_bytes, 0, MAX_BUFFER_BYTES)
+        total_bytes = self.mailbox_total_bytes or environment.memory_bytes() // 8
+        object.__setattr__(self, "mailbox_total_bytes", total_bytes)
+        _check_count("mailbox_total_bytes", total_bytes, 1, 1 << 48)
         for endpoint in self.listen:
             check_listen(endpoint)
+
+    @property
+    def seat_cores(self) -> list[list[int]]:
+        """By slot, the cores that runs there may use; empty: any, because there are too few to tell them apart."""
+        mine = environment.my_cores()
+        if not self.pin or self.slots * self.threads > len(mine):
+            return []
+        return [mine[seat * self.threads :][: self.threads] for seat in range(self.slots)]
 
     def to_wire(self) -> dict[str, Any]:
         """Return plain values for a message."""
@@ -231,6 +275,20 @@ class Settings:
         plain = dict(values)
         plain["listen"] = tuple(plain.get("listen", ()))
         return cls(**plain)
+
+
+def read_size(what: str, value: int | str) -> int:
+    """Return a number of bytes, which may be written as ``"256MiB"``.
+
+    Raises:
+        ConfigError: it is neither a whole number from 0 nor such a text.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]i?)?B?", value) if isinstance(value, str) else None
+    if match is not None:
+        return int(float(match[1]) * _UNITS[match[2] or ""])
+    if type(value) is not int or value < 0:
+        raise ConfigError(f"{what} must be a number of bytes from 0, or a text such as '256MiB'; not {value!r}")
+    return value
 
 
 def check_listen(endpoint: str) -> None:
@@ -270,10 +328,17 @@ def _from_document(document: dict[str, Any], folder: str) -> tuple[Settings, dic
     tables = document.pop("models", {})
     if not isinstance(tables, dict):
         raise ConfigError("models must be a table: [models.NAME]")
-    _check_keys("the top level", document, Settings, also=("models",))
+    for key in _SIZES:
+        if key in document:
+            document[f"{key}_bytes"] = read_size(key, document.pop(key))
+    _check_keys("the top level", document, Settings, also=("models", *_SIZES))
     if not isinstance(document.get("listen", []), list):
         raise ConfigError("listen must be a list of endpoints")
-    _check_types("", document, {"workers": int, "slots": int, "threads": int, "name": str, "listen": list})
+    types_: dict[str, type] = {
+        "workers": int, "slots": int, "threads": int, "pin": bool, "name": str, "listen": list,
+        "slot_bytes": int, "mailbox_bytes": int, "mailbox_total_bytes": int,
+    }  # fmt: skip
+    _check_types("", document, types_)
     models: dict[str, Model] = {}
     for name, table in cast("dict[str, Any]", tables).items():
         models[check_name("model", name)] = _model_from_table(f"models.{name}", table, folder)
@@ -289,10 +354,10 @@ def _model_from_table(where: str, table: Any, folder: str) -> Model:
         raise ConfigError(f"[{where}] has no source, such as source = 'package.module:name'")
     types_: dict[str, type] = {
         "source": str, "args": list, "kwargs": dict, "weights": str, "dtype": str, "task": str, "trusted": bool,
-        "prepare": str, "method": str, "residency": str, "sharing": str, "grad": bool, "warm": bool,
-        "repoint": bool,
+        "prepare": str, "method": str, "residency": str, "sharing": str, "workspace": str,
+        "on_overflow": str, "grad": bool, "warm": bool, "repoint": bool,
     }  # fmt: skip
-    _check_types(f"{where}.", values, types_)
+    _check_types(f"{where}.", {key: value for key, value in values.items() if key != "example"}, types_)
     try:
         values["source"] = _source(values["source"], folder)
         if "weights" in values:
@@ -327,40 +392,3 @@ def _check_choice(what: str, value: Any, choices: Sequence[str | None]) -> None:
 def _check_count(what: str, value: Any, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
         raise ConfigError(f"{what} must be a whole number from {least} to {most}, not {value!r}")
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def runtime_base() -> str:
-    """Return the folder under which this user's pools keep their sockets.
-
-    ``$XDG_RUNTIME_DIR/onecopy`` where there is one, else ``onecopy-UID`` in the folder for temporary files.
-    """
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and os.access(runtime, os.W_OK | os.X_OK):
-        return os.path.join(runtime, "onecopy")
-    return os.path.join(tempfile.gettempdir(), f"onecopy-{os.getuid()}")
-
-
-def default_directory(name: str = "default") -> str:
-    """Return the folder in which this user's standalone supervisor of that name keeps its sockets."""
-    return os.path.join(runtime_base(), name)
-
-
-def default_endpoint() -> str:
-    """Return where a standalone supervisor of this user is found: ``$ONECOPY_ENDPOINT``, or the default pool."""
-    return os.environ.get("ONECOPY_ENDPOINT", "") or f"ipc://{default_directory()}"
-
-
-def zygote_environment() -> dict[str, str]:
-    """Return the environment of the zygote and, through it, of every worker."""
-    # OpenBLAS starts its threads when numpy is imported, and a process with threads must not fork. NVML tells
-    # whether there is a GPU without initialising CUDA, which would not survive a fork either.
-    needed = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    # Arrow's allocator, which pandas may import, starts a thread unless told not to. A compiled package aborts its
-    # process on an input of another dtype, and computes nonsense on one of another shape, unless it checks them.
-    better = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "AOTI_RUNTIME_CHECK_INPUTS": "1"}
-    return better | os.environ | needed

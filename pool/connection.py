@@ -13,7 +13,6 @@ import select
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Sequence
 from concurrent.futures import InvalidStateError
 from typing import Any, Final, cast
@@ -31,13 +30,16 @@ from ..protocol.messages import (
     Message,
     Query,
     Rejected,
+    Released,
     Reply,
     Submit,
     Welcome,
 )
 from ..protocol.values import Buffer, decode
 from .control import ControlSocket
+from .forks import tell_of_forks
 from .futures import PoolFuture
+from .parcels import MethodKey, Parcels
 from .receiving import Receiver, Waitable
 
 _HELLO_S: Final = 10.0
@@ -50,8 +52,6 @@ _HEARTBEAT_MS: Final = 1000
 _POLLIN: Final = int(zmq.POLLIN)
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _RCVMORE: Final = int(zmq.RCVMORE)
-
-_open: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 class Connection:
@@ -74,14 +74,16 @@ class Connection:
         self._end: PoolError | None = None  # why this connection is of no use any more
         self._is_forked = False
         self._receiver = Receiver(
-            self._read, self._sleep, is_due=lambda: bool(self._futures), is_over=lambda: self._end is not None
+            self._read, self._sleep, is_due=self._is_due, is_over=lambda: self._end is not None
         )
         self._control: ControlSocket | None = None
+        self._parcels: Parcels | None = None
         token = b""
         if endpoint.startswith("ipc://"):
             self.directory = endpoint.removeprefix("ipc://")
             self._control = ControlSocket(self.directory)
             token, target = self._control.admit()
+            self._parcels = Parcels(self._control)
         elif endpoint.startswith("tcp://"):
             target = endpoint
             _check_reachable(endpoint)
@@ -105,7 +107,7 @@ class Connection:
         except BaseException:
             self.close()
             raise
-        _open.add(self)
+        tell_of_forks(self)
 
     def __repr__(self) -> str:
         state = f"over: {self._end}" if self._end else f"{len(self._futures)} unanswered"
@@ -117,13 +119,20 @@ class Connection:
         self, model: str, method: str, timeout_s: float, retries: int, body: bytes, buffers: Sequence[Buffer]
     ) -> PoolFuture:
         """Send a request; return its future."""
-        future = self._new_future(model)
-        self._send(Submit(future.number, model, method, timeout_s, retries, body), buffers)
+        self.check_usable()
+        number, key, parcels = next(self._numbers), (model, method), self._parcels
+        places: list[Any] = []
+        reply: list[int] = []
+        if parcels is not None and (buffers or parcels.expects(key)):
+            places, reply, buffers = parcels.send(number, key, buffers)
+        future = self._new_future(number, key)
+        self._send(Submit(number, model, method, timeout_s, retries, body, places, reply), buffers)
         return future
 
     def query(self, topic: str) -> Any:
         """Ask for models, memory or status, and wait for the answer."""
-        future = self._new_future(topic)
+        self.check_usable()
+        future = self._new_future(next(self._numbers), (topic, ""))
         self._send(Query(future.number, topic), ())
         return future.result()
 
@@ -131,7 +140,7 @@ class Connection:
         """Return when the supervisor has everything that was submitted so far, or is lost."""
         if self._end is not None:
             return
-        future = self._new_future("flush")
+        future = self._new_future(next(self._numbers), ("flush", ""))
         with contextlib.suppress(PoolError, TimeoutError):
             self._send(Query(future.number, "models"), ())
             future.result(_FLUSH_S)
@@ -142,6 +151,7 @@ class Connection:
         if self._futures.pop(number, None) is not None and self._end is None:
             with contextlib.suppress(PoolError):
                 self._send(Cancel(number), ())
+                self._await_release(number)
 
     def wait_for_all(self) -> None:
         """Return when every answer is there, or the supervisor is lost."""
@@ -154,6 +164,12 @@ class Connection:
         """How many answers are due."""
         return len(self._futures)
 
+    @property
+    def fallbacks(self) -> list[str]:
+        """What this client does in a second-best way, and why."""
+        refusal = self._parcels.mailboxes.refusal if self._parcels is not None else ""
+        return [f"large arrays of this client travel through sockets: {refusal}"] if refusal else []
+
     def check_usable(self) -> None:
         """Raise why this connection cannot be used, if it cannot."""
         if self._is_forked:
@@ -164,10 +180,8 @@ class Connection:
         if self._end is not None:
             raise self._end
 
-    def _new_future(self, label: str) -> PoolFuture:
-        self.check_usable()
-        number = next(self._numbers)
-        future = self._futures[number] = PoolFuture(self, number, label)
+    def _new_future(self, number: int, key: MethodKey) -> PoolFuture:
+        future = self._futures[number] = PoolFuture(self, number, key)
         return future
 
     def _send(self, message: Message, buffers: Sequence[Buffer]) -> None:
@@ -244,20 +258,40 @@ class Connection:
 
     def _handle(self, message: Message, buffers: list[bytes]) -> None:
         if isinstance(message, Reply):
-            future = self._futures.pop(message.request, None)
-            if future is not None:
-                try:
-                    result = decode(message.body, buffers)
-                except PoolError as error:
-                    _settle(future, None, error)
-                else:
-                    _settle(future, result, None)
+            self._handle_reply(message, buffers)
         elif isinstance(message, Failed):
             future = self._futures.pop(message.request, None)
+            self._await_release(message.request)
             if future is not None:
                 _settle(future, None, from_record(message.error))
+        elif isinstance(message, Released) and self._parcels is not None:
+            self._parcels.ended(message.request)
         elif isinstance(message, Rejected):
             self._fail_all(from_record(message.error))
+
+    def _handle_reply(self, reply: Reply, buffers: Sequence[Buffer]) -> None:
+        future, parcels = self._futures.pop(reply.request, None), self._parcels
+        if future is None:
+            if parcels is not None:
+                parcels.ended(reply.request)
+            return
+        try:
+            if parcels is not None and (buffers or reply.request in parcels):
+                buffers = parcels.received(reply.request, future.key, reply.places, buffers)
+            result = decode(reply.body, buffers)
+        except PoolError as error:
+            _settle(future, None, error)
+        else:
+            _settle(future, result, None)
+
+    def _is_due(self) -> bool:
+        """Whether something is still to come: answers, or memory."""
+        return bool(self._futures or self._parcels)
+
+    def _await_release(self, number: int) -> None:
+        """Go on receiving until a request that was given up or has failed is in no worker's hands any more."""
+        if self._parcels is not None and number in self._parcels:
+            self.keep_receiving()
 
     def _lose(self, reason: str) -> None:
         self._fail_all(SupervisorLost(reason))
@@ -297,6 +331,11 @@ class Connection:
         """Note that this process is a fork of the one that made the connection."""
         self._is_forked = True
 
+    def prepare_fork(self) -> None:
+        """Leave alone what a child that is about to be forked may go on reading."""
+        if self._parcels is not None:
+            self._parcels.mailboxes.retire()
+
     def close(self) -> None:
         """Say goodbye; answers that are still due become `SupervisorLost`. May be called again."""
         if self._is_forked:
@@ -305,6 +344,9 @@ class Connection:
         if not self._socket.closed:
             os.eventfd_write(self._wake, 1)
         self._receiver.join()
+        if self._control is not None and self._parcels is not None:
+            self._control.shut()  # a thread may be asking for memory
+            self._parcels.mailboxes.close()
         with self._receiver.role, self._lock:
             if self._socket.closed:
                 return
@@ -349,11 +391,3 @@ def _settle(future: PoolFuture, result: Any, error: BaseException | None) -> Non
             future.set_exception(error)
     except InvalidStateError:
         return
-
-
-def _after_fork() -> None:
-    for connection in list(_open):
-        connection.mark_forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,11 @@ from ..protocol.messages import (
     Done,
     FollowLogs,
     LogLines,
+    MailboxGranted,
     Message,
+    NeedMailbox,
     Refused,
+    ReturnMailbox,
 )
 from .runtime import CONTROL
 
@@ -97,6 +101,23 @@ class ControlSocket:
                 return
             if isinstance(answer, LogLines):
                 yield from answer.lines
+
+    def need_mailbox(self, size_bytes: int) -> tuple[MailboxGranted, int]:
+        """Ask for a mailbox; its descriptor is the caller's to close.
+
+        Raises:
+            OutOfBudget: there is none to be had.
+            SupervisorLost: there is no answer.
+        """
+        self.tell(NeedMailbox(size_bytes))
+        delivery = self._receive()
+        assert isinstance(delivery.message, MailboxGranted)
+        return delivery.message, delivery.fds[0]
+
+    def return_mailbox(self, number: int) -> None:
+        """Give a mailbox back; a supervisor that is gone needs none."""
+        with contextlib.suppress(SupervisorLost):
+            self.tell(ReturnMailbox(number))
 
     def granter(self) -> ChannelGranter:
         """Return what asks for regions over this socket."""

@@ -92,6 +92,10 @@ ABILITIES: Final[tuple[Ability, ...]] = (
         "a worker that needs more cannot make the model ready, and says so",
     ),
     Ability(
+        "workspace slots", "activations in memory that workers use one after the other", abilities.slots,
+        "runs take private memory, and slots only bound how many run at once",
+    ),
+    Ability(
         "malloc_trim", "giving free heap back to the system", partial(abilities.symbol, "malloc_trim"),
         "it stays with the process until it is used again",
     ),

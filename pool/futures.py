@@ -20,16 +20,20 @@ class PoolFuture(Future[Any]):
     """The future answer to one request.
 
     `cancel` succeeds as long as there is no answer, also while the model runs: the answer is then dropped.
+
+    Attributes:
+        number: that of the request.
+        key: the model, or what else was asked for, and the method.
     """
 
-    def __init__(self, connection: Connection, number: int, label: str) -> None:
+    def __init__(self, connection: Connection, number: int, key: tuple[str, str]) -> None:
         super().__init__()
         self._connection = connection
-        self._label = label
         self.number = number
+        self.key = key
 
     def __repr__(self) -> str:
-        return f"<PoolFuture {self.number} of {self._label}: {self._state.lower()}>"
+        return f"<PoolFuture {self.number} of {self.key[0]}: {self._state.lower()}>"
 
     @property
     def condition(self) -> threading.Condition:

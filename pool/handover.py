@@ -12,7 +12,7 @@ from ..protocol.mapping import Mapping, map_region
 from ..protocol.messages import LoadModel
 from .config import Model
 from .control import ControlSocket
-from .sources import app_paths, plain_options
+from .sources import app_paths, example_of, plain_options
 
 
 def hand_over(name: str, model: Model, control: ControlSocket, *, eager: bool) -> int:
@@ -45,6 +45,7 @@ def hand_over(name: str, model: Model, control: ControlSocket, *, eager: bool) -
         order = LoadModel(
             name, "frozen", plain_options(model), frozen.manifest.to_wire(), frozen.skeleton,
             list(frozen.modules), app_paths(), numbers, eager,
+            example_of(name, model),
         )  # fmt: skip
         control.ask(order)
         if not model.repoint:

@@ -16,7 +16,8 @@ from typing import Final
 
 from ..protocol.errors import PoolError
 from ..protocol.leftovers import LOCK, remove_if_abandoned
-from .config import ConfigError, runtime_base
+from .config import ConfigError
+from .environment import runtime_base
 
 CONTROL: Final = "control"
 REQUESTS: Final = "requests"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from ..protocol.errors import LoadFailed
 from ..protocol.messages import LoadModel
 from ..protocol.values import encode
 from .config import Model
+
+#: It travels in one message's header.
+_MAX_EXAMPLE_BYTES: Final = 32 << 20
 
 
 def load_by_name(name: str, model: Model, paths: list[str], *, eager: bool = False) -> LoadModel:
@@ -31,7 +35,8 @@ def load_by_name(name: str, model: Model, paths: list[str], *, eager: bool = Fal
     order = [str(model.source), arguments.body]
     prepare = model.prepare
     pickled = b"" if prepare is None or isinstance(prepare, str) else _pickled(name, "prepare", prepare)
-    return LoadModel(name, model.kind, model.options, order, pickled, [], paths, [], eager)
+    example = example_of(name, model)
+    return LoadModel(name, model.kind, model.options, order, pickled, [], paths, [], eager, example)
 
 
 def load_by_factory(name: str, model: Model, *, eager: bool) -> LoadModel:
@@ -42,7 +47,27 @@ def load_by_factory(name: str, model: Model, *, eager: bool) -> LoadModel:
     """
     parts = (model.source, tuple(model.args), dict(model.kwargs), model.prepare)
     pickled = _pickled(name, "the factory", parts)
-    return LoadModel(name, "factory", plain_options(model), [], pickled, [], app_paths(), [], eager)
+    example = example_of(name, model)
+    return LoadModel(name, "factory", plain_options(model), [], pickled, [], app_paths(), [], eager, example)
+
+
+def example_of(name: str, model: Model) -> list[Any]:
+    """Return the body and the buffers of a request with a model's example; empty if it has none.
+
+    Raises:
+        InvalidRequest: something in it cannot travel.
+        LoadFailed: it is too large.
+    """
+    example = model.example
+    if example is None:
+        return []
+    args: Any = example if isinstance(example, tuple) else () if isinstance(example, Mapping) else (example,)
+    kwargs: Any = example if isinstance(example, Mapping) else {}
+    body, buffers = encode([list(args), dict(kwargs)], name="example")
+    parts = [body, *map(bytes, buffers)]
+    if sum(map(len, parts)) > _MAX_EXAMPLE_BYTES:
+        raise LoadFailed(f"{name}: its example takes more than {_MAX_EXAMPLE_BYTES:,} bytes")
+    return parts
 
 
 def app_paths() -> list[str]:

@@ -29,6 +29,9 @@ def show_status(status: Status) -> None:
     ]
     table(["worker", "state", "runs>", "holds>", "models"], workers)
     show_models(status.models)
+    for ring in status.rings:
+        say(str(ring))
+    say(str(status.mailboxes))
     for text in status.fallbacks:
         say(f"fallback: {text}")
     for text in status.notes[-5:]:
@@ -55,7 +58,8 @@ def show_memory(memory: Memory) -> None:
     """Print what the pool takes: weights by model, then processes; and what of a model each worker has alone."""
     say(
         f"{size(memory.total_bytes)} in all; weights {size(memory.weights_bytes)}, "
-        f"without sharing they would take {size(memory.weights_bytes_unshared)}"
+        f"without sharing they would take {size(memory.weights_bytes_unshared)}; "
+        f"slots {size(memory.slots_bytes)}, mailboxes {size(memory.mailboxes_bytes)}"
     )
     columns = ["model", "state", "size>", "own>", "shared with", "private per worker>", "workers>", "attached>"]
     table(columns, map(_weights_row, memory.weights))

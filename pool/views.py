@@ -122,8 +122,9 @@ class Memory(View):
         total_bytes: the processes' proportional share of anonymous and file pages, and all regions once.
         weights_bytes: the one copy of all weights.
         weights_bytes_unshared: what private copies in the workers that hold them would take.
-        slots_bytes, mailboxes_bytes, spilled_bytes: 0, because a pool has no workspace slots and mailboxes yet;
-            what runs allocate is in the workers' private memory.
+        slots_bytes: the slots that runs take their memory from, as far as it was ever used.
+        mailboxes_bytes: the memory in which large arrays of local clients travel, as far as it was ever used.
+        spilled_bytes: the most that a run took outside of its slot since that has its present size, for each ring.
         app_held_bytes: what this app still holds of objects that it passed in, besides the one copy.
         weights: each weight set.
         processes: each process of the pool; the app itself is not one.
@@ -148,7 +149,9 @@ class Memory(View):
 
     def __str__(self) -> str:
         unshared = size(self.weights_bytes_unshared)
-        lines = [f"{size(self.total_bytes)} in all; weights {size(self.weights_bytes)}, unshared {unshared}"]
+        weights = f"weights {size(self.weights_bytes)}, unshared {unshared}"
+        used = f"slots {size(self.slots_bytes)}, mailboxes {size(self.mailboxes_bytes)}"
+        lines = [f"{size(self.total_bytes)} in all; {weights}; {used}"]
         lines += [f"  {one}" for one in self.weights]
         lines += [
             f"  {one.role:<10} {one.pid:>7}  {size(one.pss_bytes):>10}  private {size(one.private_bytes):>10}"
@@ -176,6 +179,64 @@ class WorkerInfo(View):
 
 
 @dataclass(frozen=True)
+class RingInfo(View):
+    """The slots that some models share.
+
+    Attributes:
+        name: ``device``, or what the models' ``workspace`` says.
+        slots: how many there are.
+        size_bytes: how large each may become.
+        allocated_bytes: what all of them take.
+        spilled_bytes: the most that a run took outside of its slot since the slots have their present size.
+        spills: how many runs did not fit.
+        needs_bytes: by model, what a run of it is known to need; 0: not known yet, or below a megabyte.
+        stateful: models that keep tensors between runs, and run outside of slots for that.
+    """
+
+    name: str
+    slots: int
+    size_bytes: int
+    allocated_bytes: int
+    spilled_bytes: int
+    spills: int
+    needs_bytes: dict[str, int]
+    stateful: list[str]
+
+    def __str__(self) -> str:
+        text = f"{self.slots} slots of up to {size(self.size_bytes)} take {size(self.allocated_bytes)}"
+        if self.spills:
+            text += f"; {self.spills:,} runs did not fit, the last by up to {size(self.spilled_bytes)}"
+        if self.stateful:
+            text += f"; outside, because they keep tensors: {', '.join(self.stateful)}"
+        return f"workspace {self.name}: {text}"
+
+
+@dataclass(frozen=True)
+class MailboxesInfo(View):
+    """The memory in which large arrays of local clients travel.
+
+    Attributes:
+        clients: how many clients have some.
+        granted_bytes: how much they have together; only what was used of it is memory.
+        total_bytes: how much they may have.
+        refused: how often one asked for more in vain.
+        inline: how many requests of local clients came with large arrays through sockets.
+    """
+
+    clients: int
+    granted_bytes: int
+    total_bytes: int
+    refused: int
+    inline: int
+
+    def __str__(self) -> str:
+        text = f"{size(self.granted_bytes)} of {size(self.total_bytes)} for {self.clients} clients"
+        if self.inline or self.refused:
+            text += f"; {self.inline:,} requests with arrays in sockets, {self.refused:,} refused"
+        return f"mailboxes: {text}"
+
+
+@dataclass(frozen=True)
 class Status(View):
     """The pool as a whole.
 
@@ -184,6 +245,8 @@ class Status(View):
         threads: threads that torch uses in one run.
         unanswered: requests accepted and not answered.
         retried: attempts that were repeated because a worker died.
+        rings: the slots that runs take their memory from.
+        mailboxes: the memory in which large arrays travel.
         fallbacks: what is done in a second-best way, and why.
         notes: what happened lately that somebody may want to know.
     """
@@ -200,6 +263,8 @@ class Status(View):
     zygote_pid: int
     workers: tuple[WorkerInfo, ...]
     models: tuple[ModelInfo, ...]
+    rings: tuple[RingInfo, ...]
+    mailboxes: MailboxesInfo
     fallbacks: list[str]
     notes: list[str]
 
@@ -208,12 +273,17 @@ class Status(View):
         """Return the view of what a supervisor told."""
         workers = tuple(WorkerInfo.from_wire(one) for one in values["workers"])
         models = tuple(ModelInfo.from_wire(one) for one in values["models"])
-        return super().from_wire({**values, "workers": workers, "models": models})
+        rings = tuple(RingInfo.from_wire(one) for one in values["rings"])
+        mailboxes = MailboxesInfo.from_wire(values["mailboxes"])
+        parts = {"workers": workers, "models": models, "rings": rings, "mailboxes": mailboxes}
+        return super().from_wire({**values, **parts})
 
     def __str__(self) -> str:
         lines = [f"pool {self.name}, pid {self.pid}, up {self.uptime_s:.0f} s, {self.unanswered} unanswered"]
         lines += [f"  worker {one.pid}: {one.state}, {one.runs} runs" for one in self.workers]
         lines += [f"  {model}" for model in self.models]
+        lines += [f"  {ring}" for ring in self.rings]
+        lines += [f"  {self.mailboxes}"]
         lines += [f"  fallback: {text}" for text in self.fallbacks]
         return "\n".join(lines)
 

@@ -69,6 +69,15 @@ def put_together(array: ArrayData) -> Any:
     return _to_numpy(array)
 
 
+def copy_bytes(destination: memoryview, source: Buffer) -> None:
+    """Copy the bytes of an array into memory of the same size, without holding up other threads."""
+    # By one thread: torch would share this out among its own, and to wake them costs more than a copy of megabytes
+    # does, or a whole time slice where the cores are busy.
+    import numpy
+
+    numpy.copyto(numpy.frombuffer(destination, numpy.uint8), numpy.frombuffer(source, numpy.uint8))
+
+
 def _from_numpy(numpy: Any, value: Any, family: str) -> ArrayData:
     array = numpy.asarray(value)
     if not array.dtype.isnative:

@@ -14,7 +14,7 @@ Record: TypeAlias = "dict[str, Any]"  # an error's record, see `errors.PoolError
 
 
 class ForkChild(NamedTuple):
-    """Fork a ``loader`` or ``worker``; its channel and its output pipe come along as fds."""
+    """Fork a ``loader``, ``worker`` or ``trial``, a throwaway fork; its channel and output pipe come along."""
 
     child: int
     role: str
@@ -30,7 +30,9 @@ class Adopt(NamedTuple):
 
 
 class ZygoteReady(NamedTuple):
-    """The zygote has imported what every child needs."""
+    """The zygote has imported what every child needs; ``without_slots`` tells why runs cannot use any, if so."""
+
+    without_slots: str
 
 
 class Forked(NamedTuple):
@@ -91,7 +93,10 @@ class BuildFailed(NamedTuple):
 
 
 class Thaw(NamedTuple):
-    """To a worker: here is a weight set, thaw it now (``eager``) or when it is first run; fds come along.
+    """Here is a weight set: thaw it now (``eager``) or, in a worker, when it is first run; fds come along.
+
+    To a worker; to the zygote, so that the workers it forks from then on have it; to a throwaway fork of the
+    zygote, in which that is tried.
 
     ``recipe`` is empty, or the ``[source, manifest, pickled]`` of `BuildModel` for a model that is to be rebuilt.
     """
@@ -107,9 +112,10 @@ class Thaw(NamedTuple):
 
 
 class Thawed(NamedTuple):
-    """From a worker: the weight set is ready to run; ``private_bytes`` is what that took besides the regions.
+    """In answer to `Thaw`: the weight set is ready to run.
 
-    ``opaque`` are the parts that lie outside of them, by path, and why.
+    ``private_bytes`` is what that took besides the regions; ``opaque`` are the parts that lie outside of them, by
+    path, and why.
     """
 
     weight_set: int
@@ -119,7 +125,7 @@ class Thawed(NamedTuple):
 
 
 class ThawFailed(NamedTuple):
-    """From a worker: it cannot thaw this weight set."""
+    """In answer to `Thaw`: this weight set cannot be thawed here. A zygote must not fork any more after that."""
 
     weight_set: int
     error: Record
@@ -138,29 +144,81 @@ class Forgot(NamedTuple):
     unmapped: bool
 
 
+class MapSlot(NamedTuple):
+    """To a worker: here is a slot's memory; its fd comes along."""
+
+    slot: int
+
+
+class UnmapSlot(NamedTuple):
+    """To a worker: let go of a slot's memory."""
+
+    slot: int
+
+
+class MapMailbox(NamedTuple):
+    """To a worker: here is a client's mailbox; its fd comes along."""
+
+    mailbox: int
+    size_bytes: int
+
+
+class UnmapMailbox(NamedTuple):
+    """To a worker: let go of a mailbox, because its client is gone or has returned it."""
+
+    mailbox: int
+
+
 class Run(NamedTuple):
-    """To a worker: run one attempt; ``body`` and buffers as in `Submit`."""
+    """To a worker: run one attempt; ``body``, buffers, ``places`` and ``reply`` as in `Submit`.
+
+    It runs on the cores of ``seat``, and in ``slot``, of which ``limit_bytes`` may be used; slot 0: in none.
+    """
 
     attempt: int
     weight_set: int
     method: str
     body: bytes
+    places: list[Any]
+    reply: list[int]
+    seat: int
+    slot: int
+    limit_bytes: int
 
 
 class Ran(NamedTuple):
-    """From a worker: the attempt's result; ``body`` and buffers as in `Reply`."""
+    """From a worker: the attempt's result; ``body``, buffers and ``places`` as in `Reply`.
+
+    Nothing of the attempt is in its slot any more.
+    """
 
     attempt: int
     seconds: float
     body: bytes
+    places: list[Any]
 
 
 class RunFailed(NamedTuple):
-    """From a worker: the attempt raised."""
+    """From a worker: the attempt raised; nothing of it is in its slot any more."""
 
     attempt: int
     seconds: float
     error: Record
+
+
+class Used(NamedTuple):
+    """From a worker, before it answers: what a run took of its slot that no run of these inputs took before.
+
+    ``signature`` tells dtypes and shapes of the inputs. ``footprint_bytes`` is the part of the slot that was used;
+    ``spilled_bytes`` the most that was outside at once, because it did not fit. ``escaped_bytes`` is what the
+    model kept after the run: it lies outside of the slot now.
+    """
+
+    weight_set: int
+    signature: str
+    footprint_bytes: int
+    spilled_bytes: int
+    escaped_bytes: int
 
 
 class Leave(NamedTuple):

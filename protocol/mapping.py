@@ -7,9 +7,10 @@
                        storage_in ───┘       │          └─── storage_in
                                              └── buffer_in
 
-Every process maps a region privately (copy on write): whoever only reads shares the one copy of each
+Every process maps weights privately (copy on write): whoever only reads shares the one copy of each
 page, and whoever writes, be it a module that updates a buffer, gets a page of its own while everyone else
 keeps reading what was there. So a mapping is writable even where the region behind it is sealed for good.
+A mailbox is the opposite, and mapped shared: what one side writes is there for the other to read.
 
 Nothing here copies a byte. What is made from a mapping keeps it alive, so there is nothing to close: the
 address range is given back when the last storage or buffer in it is gone.
@@ -52,6 +53,29 @@ def map_region(fd: int, size_bytes: int) -> Mapping:
         ValueError: `size_bytes` is not positive, or the region is smaller than that.
         OSError: the kernel refused.
     """
+    return _map(fd, size_bytes, mmap.MAP_PRIVATE | MAP_NORESERVE)
+
+
+def map_shared(fd: int, size_bytes: int, *, is_inherited: bool) -> Mapping:
+    """Map a region so that what is written is seen by everyone who has mapped it so.
+
+    Args:
+        fd: the region; the caller may close it afterwards.
+        size_bytes: how much of it to map, from its start.
+        is_inherited: whether a forked child has the mapping too. Without it, an access there ends the child.
+
+    Raises:
+        ValueError: `size_bytes` is not positive, or the region is smaller than that.
+        OSError: the kernel refused.
+    """
+    mapping = _map(fd, size_bytes, mmap.MAP_SHARED)
+    if not is_inherited and _libc().madvise(ctypes.addressof(mapping), size_bytes, mmap.MADV_DONTFORK):
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot keep {size_bytes} bytes from forked children: {os.strerror(code)}")
+    return mapping
+
+
+def _map(fd: int, size_bytes: int, flags: int) -> Mapping:
     if size_bytes <= 0:
         raise ValueError(f"a mapping of {size_bytes} bytes was asked for; it must have at least one")
     found_bytes = os.fstat(fd).st_size
@@ -60,9 +84,7 @@ def map_region(fd: int, size_bytes: int) -> Mapping:
     # Not through `mmap.mmap`, which keeps a descriptor open for each mapping: a model has hundreds of regions,
     # and a process may have no more than 1,024 descriptors.
     libc = _libc()
-    address = libc.mmap(
-        None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | MAP_NORESERVE, fd, 0
-    )
+    address = libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0)
     if address == _FAILED:
         code = ctypes.get_errno()
         raise OSError(code, f"cannot map {size_bytes} bytes: {os.strerror(code)}")
@@ -79,6 +101,7 @@ def _libc() -> ctypes.CDLL:
         ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
     ]  # fmt: skip
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return libc
 
 

@@ -29,6 +29,8 @@ from .child_messages import (
     ForkChild,
     Forked,
     Leave,
+    MapMailbox,
+    MapSlot,
     ModelBuilt,
     Ran,
     Record,
@@ -37,6 +39,9 @@ from .child_messages import (
     Thaw,
     Thawed,
     ThawFailed,
+    UnmapMailbox,
+    UnmapSlot,
+    Used,
     ZygoteReady,
 )
 from .errors import InvalidRequest
@@ -65,9 +70,11 @@ class Rejected(NamedTuple):
 
 
 class Submit(NamedTuple):
-    """Run a model. ``body`` encodes ``[args, kwargs]``; its large arrays follow as buffers.
+    """Run a model. ``body`` encodes ``[args, kwargs]``; its large arrays follow, or lie in a mailbox.
 
     ``timeout_s`` 0 means no deadline; ``retries`` is how many deaths of a worker the request may survive.
+    ``places`` is empty, or tells of each buffer where it lies: ``[mailbox, offset, size]``, or ``[]`` if it
+    follows. ``reply`` is empty, or a place for the buffers of the result.
     """
 
     request: int
@@ -76,6 +83,8 @@ class Submit(NamedTuple):
     timeout_s: float
     retries: int
     body: bytes
+    places: list[Any]
+    reply: list[int]
 
 
 class Cancel(NamedTuple):
@@ -92,10 +101,15 @@ class Query(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer to a request. ``body`` encodes the result; its large arrays follow as buffers."""
+    """The answer to a request. ``body`` encodes the result; its large arrays follow, or lie in a mailbox.
+
+    ``places`` is empty, or tells of each buffer where it lies: ``[offset, size]`` within the place that was for
+    them, or ``[]`` if it follows. All other places of the request are the client's again.
+    """
 
     request: int
     body: bytes
+    places: list[Any]
 
 
 class Failed(NamedTuple):
@@ -103,6 +117,12 @@ class Failed(NamedTuple):
 
     request: int
     error: Record
+
+
+class Released(NamedTuple):
+    """After `Failed`, for a request with places: no worker uses them any more."""
+
+    request: int
 
 
 class Goodbye(NamedTuple):
@@ -154,7 +174,8 @@ class LoadModel(NamedTuple):
     ``prepare``, ``manifest`` is ``["package.module:name", body]`` or ``[path, body]``, whose body encodes
     ``[args, kwargs]``). ``modules`` are what unpickling will import, ``paths`` the sender's ``sys.path``,
     ``regions`` those that were filled over this connection, in the manifest's order. With ``eager`` it is loaded
-    now and answered when that is done; else when needed.
+    now and answered when that is done; else when needed. ``example`` is empty, or the body and buffers, as in
+    `Submit`, of a request that it is run with as soon as it is loaded.
     """
 
     name: str
@@ -166,12 +187,35 @@ class LoadModel(NamedTuple):
     paths: list[str]
     regions: list[int]
     eager: bool
+    example: list[Any]
 
 
 class UnloadModel(NamedTuple):
     """Let what was submitted finish, then forget the model and free its memory."""
 
     name: str
+
+
+class NeedMailbox(NamedTuple):
+    """Ask for memory for the large arrays of this connection's requests and their results.
+
+    Answered by `MailboxGranted` or `Refused`.
+    """
+
+    size_bytes: int
+
+
+class MailboxGranted(NamedTuple):
+    """A mailbox; its fd comes along. It is the client's until it returns it, or its connection ends."""
+
+    mailbox: int
+    size_bytes: int
+
+
+class ReturnMailbox(NamedTuple):
+    """Give a mailbox back: the client has nothing in it any more."""
+
+    mailbox: int
 
 
 class StopPool(NamedTuple):
@@ -264,25 +308,28 @@ class MoreDescriptors(NamedTuple):
 
 
 Message: TypeAlias = (
-    Hello | Welcome | Rejected | Submit | Cancel | Query | Reply | Failed | Goodbye | Ping | Pong
+    Hello | Welcome | Rejected | Submit | Cancel | Query | Reply | Failed | Released | Goodbye | Ping | Pong
     | Configure | Serving | Admit | Admitted | LoadModel | UnloadModel | StopPool | FollowLogs | LogLines
     | Done | Refused | NeedRegions | OfferFile | RegionsGranted | RegionsFilled | AttachModel | Attached
-    | MoreDescriptors
+    | MoreDescriptors | NeedMailbox | MailboxGranted | ReturnMailbox
     | ForkChild | Adopt | ZygoteReady | Forked | Exited | Adopted
     | BuildModel | ModelBuilt | BuildFailed
-    | Thaw | Thawed | ThawFailed | Forget | Forgot | Run | Ran | RunFailed | Leave
+    | Thaw | Thawed | ThawFailed | Forget | Forgot | MapSlot | UnmapSlot | MapMailbox | UnmapMailbox
+    | Used | Run | Ran | RunFailed | Leave
 )  # fmt: skip
 
 #: Numbers on the wire. Never reuse one for another meaning.
 NUMBERS: Final[dict[type[Message], int]] = {
     Hello: 1, Welcome: 2, Rejected: 3, Submit: 4, Cancel: 5, Query: 6, Reply: 7, Failed: 8, Goodbye: 9,
-    Ping: 10, Pong: 11,
+    Ping: 10, Pong: 11, Released: 12,
     Configure: 20, Serving: 21, Admit: 22, Admitted: 23, LoadModel: 24, UnloadModel: 25, StopPool: 26,
     FollowLogs: 27, LogLines: 28, Done: 29, Refused: 30, NeedRegions: 31, OfferFile: 32, RegionsGranted: 33,
     RegionsFilled: 34, AttachModel: 35, Attached: 36, MoreDescriptors: 37,
+    NeedMailbox: 50, MailboxGranted: 51, ReturnMailbox: 52,
     ForkChild: 40, Adopt: 41, ZygoteReady: 42, Forked: 43, Exited: 44, Adopted: 45,
     BuildModel: 60, ModelBuilt: 63, BuildFailed: 64,
     Thaw: 70, Thawed: 71, ThawFailed: 72, Forget: 73, Forgot: 74, Run: 80, Ran: 81, RunFailed: 82, Leave: 83,
+    MapSlot: 84, UnmapSlot: 85, MapMailbox: 86, UnmapMailbox: 87, Used: 88,
 }  # fmt: skip
 
 _ACCEPTED: Final[dict[Any, tuple[type, ...]]] = {

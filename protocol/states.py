@@ -59,11 +59,20 @@ REGION: Final[Table] = {
     "freed": {},
 }
 
+#: A slot: memory that workers run in, one after the other.
+SLOT: Final[Table] = {
+    "free": {"leased": "a worker that runs in it sat down", "freed": "no model needs it, or it was never made"},
+    "leased": {"free": "the worker has left it clean", "lost": "the worker died, and may have written late"},
+    "lost": {"freed": "never used again"},
+    "freed": {},
+}
+
 TABLES: Final[dict[str, Table]] = {
     "request": REQUEST,
     "worker": WORKER,
     "weight set": WEIGHT_SET,
     "region": REGION,
+    "slot": SLOT,
 }
 
 _STORY_LENGTH: Final = 20

@@ -22,8 +22,9 @@ def nothing_is_left_behind(
     """Fail a test that leaves a process, descriptor, socket file or shared memory behind."""
     runtime = tmp_path_factory.mktemp("run", numbered=True)
     runtime.chmod(0o700)
-    before_environment = os.environ.get("XDG_RUNTIME_DIR")
+    before_environment = {name: os.environ.get(name) for name in ("XDG_RUNTIME_DIR", "ONECOPY_CACHE_DIR")}
     os.environ["XDG_RUNTIME_DIR"] = str(runtime)
+    os.environ["ONECOPY_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache", numbered=True))
     before = Census.take(runtime)
     gc.freeze()  # what is there already need not be searched after every test, for a third of a second
     yield
@@ -35,7 +36,8 @@ def nothing_is_left_behind(
     try:
         before.check_nothing_new(runtime)
     finally:
-        if before_environment is None:
-            del os.environ["XDG_RUNTIME_DIR"]
-        else:
-            os.environ["XDG_RUNTIME_DIR"] = before_environment
+        for name, value in before_environment.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

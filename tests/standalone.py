@@ -12,8 +12,8 @@ from pathlib import Path
 
 from leftovers import wait_until
 from onecopy.pool import SupervisorLost
-from onecopy.pool.config import default_directory
 from onecopy.pool.control import ControlSocket
+from onecopy.pool.environment import default_directory
 
 TESTS = str(Path(__file__).parent)
 CLI = [sys.executable, "-m", "onecopy.pool.cli"]

@@ -1,24 +1,31 @@
-"""A weight set in a worker: mapped when it comes, thawed when it is first run."""
+"""A weight set in a process: mapped when it comes, thawed when it is first run or before workers are forked."""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+from ..protocol.channel import Channel
 from ..protocol.errors import LoadFailed, ModelNotFound, PoolError
 from ..protocol.manifest import Manifest
-from ..protocol.mapping import Mapping, map_region
-from ..protocol.messages import BuildModel, Thaw, Thawed
+from ..protocol.mapping import MAP_NORESERVE, Mapping, map_region
+from ..protocol.messages import BuildModel, Thaw, Thawed, ThawFailed
 from . import heap
 from .failure import record_of
 from .opaque import opaque_parts
 from .paths import extend_path
 
+#: From ``<bits/mman.h>``; `mmap` lacks its name.
+_MAP_FIXED: Final = 0x10
+_FAILED: Final = ctypes.c_void_p(-1).value
+
 
 class HeldModel:
-    """A model as a worker has it.
+    """A model as a process has it.
 
     Args:
         order: what came from the supervisor.
@@ -29,6 +36,7 @@ class HeldModel:
     def __init__(self, order: Thaw, fds: list[int], thawed: Callable[[Thawed], None]) -> None:
         self.name = order.model
         self.grad = bool(order.options.get("grad"))
+        self.is_strict = order.options.get("on_overflow") == "error"
         self._order: Thaw | None = order
         self._thawed = thawed
         self._manifest = Manifest.from_wire(order.manifest)
@@ -69,6 +77,25 @@ class HeldModel:
             raise ModelNotFound(f"{self.name} ({kind}) has no method {name!r}")
         return found
 
+    def let_go(self) -> None:
+        """Give the regions back, although the model goes on referring to them: who touches it from now on dies.
+
+        For a forked process that never will. Its addresses are not used again.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [
+            ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
+        ]  # fmt: skip
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE | _MAP_FIXED
+        for mapping in self.mappings:
+            if libc.mmap(ctypes.addressof(mapping), len(mapping), 0, flags, -1, 0) == _FAILED:
+                code = ctypes.get_errno()
+                raise OSError(code, f"cannot let go of {len(mapping)} bytes: {os.strerror(code)}")
+
     def _thaw(self, order: Thaw) -> Any:
         heap.trim()  # or what the model takes would come out of memory that is counted already
         started_at, before_bytes = time.perf_counter(), heap.anonymous_bytes()
@@ -99,3 +126,44 @@ class HeldModel:
         point_at(model, thawed)
         heap.trim()  # what it was built with
         return model
+
+
+def thaw_to_fork(order: Thaw, fds: list[int]) -> tuple[HeldModel, Thawed]:
+    """Thaw a model in a process that must stay fit to fork, and return it with what is to be told.
+
+    Raises:
+        LoadFailed: it cannot be thawed, or that leaves a thread, so that this process must never fork again.
+    """
+    import torch
+
+    before = threads()
+    told: list[Thawed] = []
+    parallel = torch.get_num_threads()
+    torch.set_num_threads(1)  # or what computes while it thaws would start some
+    try:
+        held = HeldModel(order, fds, told.append)
+        held.model()
+    except (OSError, ValueError) as error:
+        raise LoadFailed(f"{order.model} cannot be mapped: {error}") from error
+    finally:
+        torch.set_num_threads(parallel)
+    if threads() > before:
+        raise LoadFailed("to thaw it starts a thread, and a process with threads must not fork")
+    return held, told[0]
+
+
+def rehearse(channel: Channel) -> None:
+    """Be a throwaway fork: thaw the model of the first message as the zygote would, tell how that went, end."""
+    delivery = channel.receive()
+    if delivery is None or not isinstance(delivery.message, Thaw):
+        return
+    try:
+        _, answer = thaw_to_fork(delivery.message, delivery.fds)
+    except PoolError as error:
+        answer = ThawFailed(delivery.message.weight_set, error.to_record())
+    channel.send(answer)
+
+
+def threads() -> int:
+    """Return how many threads this process has."""
+    return len(os.listdir("/proc/self/task"))

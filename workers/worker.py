@@ -15,7 +15,7 @@ import struct
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ..protocol.channel import Channel, Delivery
@@ -24,16 +24,24 @@ from ..protocol.messages import (
     Forget,
     Forgot,
     Leave,
+    MapMailbox,
+    MapSlot,
     Ran,
+    Record,
     Run,
     RunFailed,
     Thaw,
     ThawFailed,
+    UnmapMailbox,
+    UnmapSlot,
 )
+from ..protocol.tensors import Buffer
 from ..protocol.values import decode, encode
 from . import heap
 from .failure import record_of
 from .held import HeldModel
+from .mailboxes import Mailboxes
+from .slot import Stay, Workspace
 
 _BEGUN: Final = struct.Struct("<q")
 _TIMEVAL: Final = struct.Struct("@ll")
@@ -48,17 +56,27 @@ class Worker:
     Args:
         channel: to the supervisor.
         begun: the place for the attempt that runs, in a page shared with the supervisor.
+        cores: by seat, the cores that a run may use there; empty: any.
+        held: the models that it has from the start, by weight set.
     """
 
-    def __init__(self, channel: Channel, begun: memoryview) -> None:
+    def __init__(
+        self, channel: Channel, begun: memoryview, cores: Sequence[Sequence[int]], held: dict[int, HeldModel]
+    ) -> None:
         self._channel = channel
         self._begun = begun
-        self._held: dict[int, HeldModel] = {}
+        self._held = held
+        self._mailboxes = Mailboxes()
+        self._workspace = Workspace(cores, channel.send)
         self._is_resting = True
         self._handlers: dict[type, Callable[[Any, Delivery], None]] = {
             Run: self._run,
             Thaw: self._thaw,
             Forget: self._forget,
+            MapSlot: lambda order, delivery: self._workspace.map(order, delivery.fds),
+            UnmapSlot: lambda order, _: self._workspace.unmap(order),
+            MapMailbox: lambda order, delivery: self._mailboxes.map(order, delivery.fds),
+            UnmapMailbox: lambda order, _: self._mailboxes.unmap(order),
         }
 
     def serve(self) -> None:
@@ -85,18 +103,39 @@ class Worker:
         _BEGUN.pack_into(self._begun, 0, order.attempt)
         started_at = time.perf_counter()
         held = self._held[order.weight_set]
+        self._workspace.sit(order.seat)
         try:
             call = held.method(order.method)
-            args, kwargs = decode(order.body, delivery.buffers)
+        except BaseException as error:  # noqa: BLE001 - whatever a model raises when it is thawed is told
+            answer = record_of(error, ModelError, held.name)
+        else:
+            answer = self._workspace.run(
+                order, lambda stay: self._answer(held, call, order, delivery, stay), is_strict=held.is_strict
+            )
+        seconds = time.perf_counter() - started_at
+        if isinstance(answer, dict):
+            self._channel.send(RunFailed(order.attempt, seconds, answer))
+        else:
+            body, places, buffers = answer
+            self._channel.send(Ran(order.attempt, seconds, body, places), buffers)
+        _BEGUN.pack_into(self._begun, 0, 0)
+
+    def _answer(
+        self, held: HeldModel, call: Callable[..., Any], order: Run, delivery: Delivery, stay: Stay
+    ) -> tuple[bytes, list[Any], Sequence[Buffer]] | Record:
+        """Run a request: return its result, of which nothing lies in the slot, or the record of an error."""
+        try:
+            args, kwargs = decode(order.body, self._mailboxes.take(order.places, delivery.buffers))
             with _mode(grad=held.grad):
                 result = call(*args, **kwargs)
                 body, buffers = encode(result, name="the result")
+            stay.sign(order.method, args, kwargs)
+            places, following = self._mailboxes.put(order.reply, buffers)
+            if not stay.is_outside:
+                following = [bytes(one) for one in following]
+            return body, places, following
         except BaseException as error:  # noqa: BLE001 - whatever the model raises is told to the caller
-            record = record_of(error, ModelError, held.name)
-            self._channel.send(RunFailed(order.attempt, time.perf_counter() - started_at, record))
-        else:
-            self._channel.send(Ran(order.attempt, time.perf_counter() - started_at, body), buffers)
-        _BEGUN.pack_into(self._begun, 0, 0)
+            return record_of(stay.cause_of(error), ModelError, held.name)
 
     def _thaw(self, order: Thaw, delivery: Delivery) -> None:
         held = self._held[order.weight_set] = HeldModel(order, delivery.fds, self._channel.send)
@@ -109,6 +148,7 @@ class Worker:
 
     def _forget(self, order: Forget, _delivery: Delivery) -> None:
         held = self._held.pop(order.weight_set, None)
+        self._workspace.forget(order.weight_set)
         mappings = [weakref.ref(one) for one in held.mappings] if held else []
         del held
         gc.collect()
@@ -122,8 +162,8 @@ def _mode(*, grad: bool) -> contextlib.AbstractContextManager[Any]:
     return torch.enable_grad() if grad else torch.inference_mode()
 
 
-def main(channel: Channel, begun_fd: int, settings: dict[str, Any]) -> None:
-    """Be a worker until told to leave."""
+def main(channel: Channel, begun_fd: int, settings: dict[str, Any], held: dict[int, HeldModel]) -> None:
+    """Be a worker until told to leave; ``held`` are the models that are there already, by weight set."""
     import numpy
     import torch
 
@@ -136,4 +176,4 @@ def main(channel: Channel, begun_fd: int, settings: dict[str, Any]) -> None:
     # Forked from one process, all workers would draw the same random numbers.
     numpy.random.seed()
     torch.seed()
-    Worker(channel, begun).serve()
+    Worker(channel, begun, settings["cores"], held).serve()

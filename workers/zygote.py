@@ -3,8 +3,8 @@
 ``python -m onecopy.workers.zygote CHANNEL_FD LIFE_FD DIRECTORY``
 
 It has one thread, always, and never initialises CUDA: a process with threads or a CUDA context must not fork.
-What it has imported is shared by all children, page by page, until somebody writes. If the supervisor is gone
-it removes the folder of the supervisor's sockets, and leaves.
+What it has imported and thawed is shared by all children, page by page, until somebody writes. If the supervisor
+is gone it removes the folder of the supervisor's sockets, and leaves.
 """
 
 from __future__ import annotations
@@ -17,17 +17,36 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
+from collections.abc import Generator
 from typing import NoReturn
 
 from ..protocol.channel import Channel, Delivery
+from ..protocol.errors import PoolError
 from ..protocol.leftovers import remove_if_abandoned
-from ..protocol.messages import Adopt, Adopted, Exited, ForkChild, Forked, Leave, ZygoteReady
-from . import heap, loader, worker
+from ..protocol.messages import (
+    Adopt,
+    Adopted,
+    Exited,
+    ForkChild,
+    Forked,
+    Leave,
+    Thaw,
+    Thawed,
+    ThawFailed,
+    ZygoteReady,
+)
+from . import heap
+from .held import HeldModel, rehearse, thaw_to_fork, threads
 from .lifeline import Lifeline, arm_child
 from .paths import extend_path
+from .preload import forget_preload, without_slots
 
 #: What every child needs. Imported before the first fork.
-_PRELOADED = ("numpy", "torch", "cloudpickle", "onecopy.protocol.frozen", "onecopy.protocol.arrays")
+_PRELOADED = (
+    "numpy", "torch", "cloudpickle", "onecopy.protocol.frozen", "onecopy.protocol.arrays",
+    "onecopy.workers.loader", "onecopy.workers.worker",
+)  # fmt: skip
 #: How long the lock of a supervisor that is dying may stay taken.
 _LOCK_S = 5.0
 
@@ -43,6 +62,8 @@ class Zygote:
         # SIGCONT wakes it even if it is stopped; it then finds its channel closed, and cleans up.
         self._lifeline = Lifeline(life_fd, signal.SIGCONT, os.getpid())
         self._children: dict[int, int] = {}
+        self._held: dict[int, HeldModel] = {}
+        self._orders: deque[Delivery] = deque()
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -51,7 +72,7 @@ class Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_write)
         try:
-            self._channel.send(ZygoteReady())
+            self._channel.send(ZygoteReady(without_slots()))
             self._serve()
         except OSError:  # the supervisor is gone
             pass
@@ -70,10 +91,10 @@ class Zygote:
                 self._reap()
             if self._channel.fileno() in ready:
                 self._channel.socket.setblocking(False)
-                deliveries = list(self._channel.arrived())
+                self._orders.extend(self._channel.arrived())
                 self._channel.socket.setblocking(True)
-                for delivery in deliveries:
-                    self._handle(delivery)
+                while self._orders:
+                    self._handle(self._orders.popleft())
 
     def _handle(self, delivery: Delivery) -> None:
         message = delivery.message
@@ -81,6 +102,8 @@ class Zygote:
             self._fork(message, delivery.fds)
         elif isinstance(message, Adopt):
             self._adopt(message)
+        elif isinstance(message, Thaw):
+            self._thaw(message, delivery.fds)
         elif isinstance(message, Leave):
             self._is_dismissed = True
 
@@ -110,7 +133,7 @@ class Zygote:
         os.close(pidfd)
 
     def _become_child(self, order: ForkChild, fds: list[int]) -> NoReturn:
-        """Be a loader or worker from here on; never return into the zygote's code."""
+        """Be a child from here on; never return into the zygote's code."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -119,15 +142,24 @@ class Zygote:
             self._channel.close()
             for fd in (self._wakeup_read, self._wakeup_write):
                 os.close(fd)
+            for order_of_another in self._orders:
+                order_of_another.close_fds()
             channel_fd, output_fd, begun_fd = fds
             for standard in (1, 2):
                 os.dup2(output_fd, standard)
             os.close(output_fd)
             channel = Channel(socket.socket(fileno=channel_fd))
+            from . import loader, worker  # imported already; at the top they would import torch too early
+
             if order.role == "worker":
-                worker.main(channel, begun_fd, order.settings)
+                worker.main(channel, begun_fd, order.settings, self._held)
+            elif order.role == "trial":
+                os.close(begun_fd)
+                rehearse(channel)
             else:
                 os.close(begun_fd)
+                for held in self._held.values():
+                    held.let_go()
                 loader.main(channel)
             code = 0
         except SystemExit as leaving:
@@ -152,42 +184,52 @@ class Zygote:
             if child is not None:
                 self._channel.send(Exited(child, status))
 
-    # --- imports --------------------------------------------------------------------------------------------
+    # --- what children find -----------------------------------------------------------------------------------
 
     def _adopt(self, order: Adopt) -> None:
         extend_path(order.paths)
         refused = self._import(order.modules)
         self._channel.send(Adopted(order.generation, refused, threads()))
 
+    def _thaw(self, order: Thaw, fds: list[int]) -> None:
+        answer: Thawed | ThawFailed
+        with self._code_of_others():
+            try:
+                self._held[order.weight_set], answer = thaw_to_fork(order, fds)
+            except PoolError as error:
+                answer = ThawFailed(order.weight_set, error.to_record())
+        self._channel.send(answer)
+
     def _import(self, names: list[str]) -> dict[str, str]:
         """Import modules; return which could not be, and why. Stops at one that starts a thread."""
         refused: dict[str, str] = {}
-        # An import is somebody else's code and may hang: as long as it runs, the end of the supervisor kills.
+        with self._code_of_others():
+            for name in names:
+                if name in sys.modules:
+                    continue
+                try:
+                    importlib.import_module(name)
+                except BaseException as error:  # noqa: BLE001 - whatever a module raises is told to the user
+                    refused[name] = f"importing it raised {type(error).__name__}: {error}"
+                if threads() > 1:
+                    refused[name] = "importing it starts a thread"
+                    break
+        return refused
+
+    @contextlib.contextmanager
+    def _code_of_others(self) -> Generator[None]:
+        """Run what may hang: meanwhile, the end of the supervisor kills. What it leaves in memory stays there."""
         self._lifeline.set_signal(signal.SIGKILL)
-        for name in names:
-            if name in sys.modules:
-                continue
-            try:
-                importlib.import_module(name)
-            except BaseException as error:  # noqa: BLE001 - whatever a module raises is told to the user
-                refused[name] = f"importing it raised {type(error).__name__}: {error}"
-            if threads() > 1:
-                refused[name] = "importing it starts a thread"
-                break
+        yield
         self._lifeline.set_signal(signal.SIGCONT)
         self._lifeline.check()
         heap.settle()
-        return refused
-
-
-def threads() -> int:
-    """Return how many threads this process has."""
-    return len(os.listdir("/proc/self/task"))
 
 
 def main() -> None:
     """Run a zygote with what the supervisor passed on the command line."""
     channel_fd, life_fd, directory = sys.argv[1:]
+    forget_preload()
     Zygote(Channel(socket.socket(fileno=int(channel_fd))), int(life_fd), directory).run()
 
 

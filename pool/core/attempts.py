@@ -11,14 +11,16 @@ from collections import OrderedDict
 from typing import Any, Final, NamedTuple
 
 from ...protocol.errors import PoolError, WorkerDied
-from ...protocol.messages import Failed, Reply, Run
-from .events import AttemptEnded
+from ...protocol.messages import Failed, Released, Reply, Run
+from .events import AttemptEnded, ClientKey
 from .fleet import Fleet
 from .instructions import Instruction, ToChild, ToClient
 from .library import Library
+from .mailboxes import Mailboxes
 from .requests import Request, Requests
 from .weights import Model, WeightSet
 from .workers import Worker
+from .workspace import Workspace
 
 #: What an unmeasured run is expected to take: long, so that nothing waits behind it.
 _UNKNOWN_S: Final = 1.0
@@ -37,7 +39,7 @@ class Attempts:
     """Hands requests to workers, and answers them.
 
     Args:
-        fleet, library, requests: who runs what for whom.
+        fleet, library, requests, workspace, mailboxes: who runs what, for whom and where.
         out: where instructions go.
 
     Attributes:
@@ -45,11 +47,21 @@ class Attempts:
         retried: how many deaths of workers requests survived.
     """
 
-    def __init__(self, fleet: Fleet, library: Library, requests: Requests, out: list[Instruction]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        library: Library,
+        requests: Requests,
+        workspace: Workspace,
+        mailboxes: Mailboxes,
+        out: list[Instruction],
+    ) -> None:
         self.retried = 0
         self._fleet = fleet
         self._library = library
         self._requests = requests
+        self._workspace = workspace
+        self._mailboxes = mailboxes
         self._out = out
         self.count = 0
         self._running: dict[int, _Attempt] = {}
@@ -70,15 +82,22 @@ class Attempts:
     def dispatch(self) -> None:
         """Hand requests to workers as long as there are both."""
         workers = self._fleet.workers
+        waiting: list[Model] = []  # for a worker that has their modules
         while self._runnable:
-            worker = workers.pick()
+            model = next(iter(self._runnable))
+            worker = workers.pick(model.current.generation)
+            if worker is None and not workers.are_outdated:
+                break
+            del self._runnable[model]
             if worker is None:
-                return
-            model, _ = self._runnable.popitem(last=False)
-            if model.queue:  # it is empty if all were answered while they waited
+                waiting.append(model)
+            elif model.queue:  # it is empty if all were answered while they waited
                 request = model.next_request()
                 self.note_runnable(model)
                 self._hand(worker, model, request)
+        for model in reversed(waiting):  # they keep their turns
+            self._runnable[model] = None
+            self._runnable.move_to_end(model, last=False)
 
     def _hand(self, worker: Worker, model: Model, request: Request) -> None:
         version = model.current
@@ -94,10 +113,14 @@ class Attempts:
             expected_s = _UNKNOWN_S
         self._fleet.workers.hand(worker, attempt, expected_s)
         submit = request.submit
-        order = Run(attempt, version.number, submit.method or model.method, submit.body)
+        lease = self._workspace.lease(worker.child, version)
+        if request.mailboxes:
+            self._mailboxes.give(worker.child, request.mailboxes)
+        method, body = submit.method or model.method, submit.body
+        order = Run(attempt, version.number, method, body, submit.places, submit.reply, *lease)
         self._out.append(ToChild(worker.child, order, request.buffers, ()))
 
-    def ended(self, event: AttemptEnded, now: float) -> None:
+    def ended(self, event: AttemptEnded, _now: float) -> None:
         """A worker has answered an attempt."""
         worker = self._fleet.workers.get(event.child)
         if worker is None or not self._fleet.workers.took_back(worker, event.attempt):
@@ -108,17 +131,21 @@ class Attempts:
             model.measured(event.seconds)
         if request.is_answered_by(event.attempt):
             if event.error is None:
-                self.answer(request, Reply(request.submit.request, event.body), event.buffers)
+                self.answer(request, Reply(request.submit.request, event.body, event.places), event.buffers)
             else:
                 self.answer(request, Failed(request.submit.request, event.error))
+        else:
+            self._release(request)
         if worker.life.state == "idle":
-            self._fleet.became_idle(worker, now)
+            self._workspace.rise(worker.child)
+            self._fleet.became_idle(worker)
 
     def requeue(self, attempt: int, *, blamed: bool, cause: str) -> None:
         """Take an attempt back from a worker that died."""
         request, model, version, _ = self._running.pop(attempt)
         version.running -= 1
         if not request.is_answered_by(attempt):
+            self._release(request)
             return
         request.deaths += blamed
         if request.deaths > request.submit.retries:
@@ -145,9 +172,17 @@ class Attempts:
         model = self._library.models[request.submit.model]
         if isinstance(message, Reply):
             model.answered += 1
+            self._mailboxes.let_go(request.mailboxes)  # the reply says so
+            request.mailboxes = ()
         else:
             model.failed += 1
         self.forget(request)
+
+    def abandon(self, client: ClientKey) -> None:
+        """Tell a client that is gone nothing more, not even of what was answered while it runs on."""
+        for running in self._running.values():
+            if running.request.client == client:
+                running.request.is_abandoned = True
 
     def forget(self, request: Request) -> None:
         """Take a request out of its model's books. As long as it is in them, the model stays."""
@@ -155,6 +190,16 @@ class Attempts:
         model.queue.pop(request, None)
         model.unanswered -= 1
         self._library.leave_if_done(model)
+        if request.mailboxes and request.attempt not in self._running:
+            self._release(request)
+
+    def _release(self, request: Request) -> None:
+        """Let go of the places of a request that failed, now that no worker has an attempt of it any more."""
+        if request.mailboxes:
+            if not request.is_abandoned:
+                self._out.append(ToClient(request.client, Released(request.submit.request), []))
+            self._mailboxes.let_go(request.mailboxes)
+            request.mailboxes = ()
 
     def refuse(self, request: Request, error: PoolError) -> None:
         """Answer a request with an error."""

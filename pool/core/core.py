@@ -10,6 +10,7 @@ attempts. This one tells them what happened.
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 from ...protocol.errors import (
@@ -20,14 +21,17 @@ from ...protocol.errors import (
     RequestCancelled,
     SupervisorLost,
 )
-from ...protocol.messages import Failed, Leave, Refused
+from ...protocol.messages import Failed, Leave, Refused, Released, Submit
 from . import events
 from .attempts import Attempts
 from .events import Event
 from .fleet import Fleet
 from .instructions import Finish, Instruction, SignalChild, ToCaller, ToChild, ToClient
 from .library import Library
+from .mailboxes import NO_BUDGET, Budget, Mailbox, Mailboxes
+from .regions import Regions
 from .requests import Requests
+from .workspace import Workspace
 
 
 class Core:
@@ -36,14 +40,28 @@ class Core:
     Args:
         workers: how many worker processes there shall be.
         slots: how many of them may hold work at once.
+        history: what weight sets were seen to need, in bytes, by their identity and the signature of inputs.
+        mailboxes: how much memory there may be for large arrays of clients.
     """
 
-    def __init__(self, workers: int, slots: int) -> None:
+    def __init__(
+        self,
+        workers: int,
+        slots: int,
+        history: Mapping[str, Mapping[str, int]] | None = None,
+        mailboxes: Budget = NO_BUDGET,
+        slot_bytes: int = 0,
+    ) -> None:
         self._out: list[Instruction] = []
         self.fleet = Fleet(workers, slots, self._out)
-        self.library = Library(self.fleet, self._out)
+        regions = Regions()
+        self.workspace = Workspace(slots, slot_bytes, regions, history or {}, self._out)
+        self.library = Library(self.fleet, regions, self.workspace, self._out)
         self.requests = Requests()
-        self.attempts = Attempts(self.fleet, self.library, self.requests, self._out)
+        self.mailboxes = Mailboxes(mailboxes, regions, self._out)
+        self.attempts = Attempts(
+            self.fleet, self.library, self.requests, self.workspace, self.mailboxes, self._out
+        )
         self.stopping = ""  # or the sentence that newcomers are refused with
         self._is_finished = False
         self._handlers = {
@@ -51,15 +69,21 @@ class Core:
             events.ClientLeft: self._client_left,
             events.Submitted: self._submitted,
             events.Cancelled: self._cancelled,
+            events.MailboxWanted: self._mailbox_wanted,
+            events.MailboxReturned: self._mailbox_returned,
             events.ModelDeclared: self._model_declared,
             events.ModelRemoved: self._model_removed,
             events.ZygoteReady: self._zygote_ready,
             events.ZygoteDied: self._zygote_died,
             events.ModulesAdopted: self._modules_adopted,
+            events.SetAdopted: self._set_adopted,
             events.ChildForked: self._child_forked,
             events.ChildExited: self._child_exited,
             events.ModelWanted: self._model_wanted,
             events.CallerLeft: self._caller_left,
+            events.RegionMade: self._region_made,
+            events.RegionFailed: self._region_failed,
+            events.SlotUsed: self._slot_used,
             events.RegionsNeeded: self._regions_needed,
             events.FileOffered: self._file_offered,
             events.RegionsFilled: self._regions_filled,
@@ -76,8 +100,13 @@ class Core:
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take in what happened at ``now`` (seconds on any monotonic clock); return what is to be done."""
+        if self._is_finished:  # what was under way may still be told, and is of no matter
+            return []
         self._handlers[type(event)](event, now)  # pyright: ignore[reportArgumentType] - the table pairs them
-        self.attempts.dispatch()
+        if self.fleet.workers.are_outdated:  # whatever made them so, and before they are handed more
+            self._tend(now)
+        if not self.workspace.is_making:  # slots will be there in a moment, or it is known that they will not
+            self.attempts.dispatch()
         if self.stopping:
             self._go_on_stopping(now)
         out = self._out[:]
@@ -86,31 +115,43 @@ class Core:
 
     def wake_at(self) -> float:
         """Return when `TimePassed` is due; infinity for never."""
-        return min(self.requests.next_deadline(), self.fleet.wake_at())
+        return min(self.requests.next_deadline(), self.fleet.wake_at(), self.library.warming.wake_at())
 
     # --- clients and requests -------------------------------------------------------------------------------
 
     def _client_joined(self, event: events.ClientJoined, _now: float) -> None:
         self.requests.join(event.client)
+        if event.caller is not None:
+            self.mailboxes.join(event.client, event.caller)
 
     def _client_left(self, event: events.ClientLeft, _now: float) -> None:
+        self.mailboxes.leave(event.client)
+        self.attempts.abandon(event.client)
         for request in self.requests.leave(event.client):
             self.attempts.forget(request)
 
     def _submitted(self, event: events.Submitted, now: float) -> None:
         submit = event.submit
         if self.stopping:
-            self._fail(event.client, submit.request, SupervisorLost(self.stopping))
+            self._fail(event.client, submit, SupervisorLost(self.stopping))
             return
+        mailboxes: tuple[Mailbox, ...] = ()
         try:
             model = self.library.find(submit.model)
+            if submit.places or submit.reply:
+                mailboxes = self.mailboxes.needed_by(event.client, submit, len(event.buffers))
         except PoolError as error:
-            self._fail(event.client, submit.request, error)
+            self._fail(event.client, submit, error)
             return
         request = self.requests.accept(event.client, submit, event.buffers, now)
         if isinstance(request, PoolError):
-            self._fail(event.client, submit.request, request)
+            self._fail(event.client, submit, request)
             return
+        if mailboxes:
+            request.mailboxes = mailboxes
+            self.mailboxes.hold(mailboxes)
+        if event.buffers:
+            self.mailboxes.note_inline(event.client)
         model.unanswered += 1
         model.queue[request] = None
         self.attempts.note_runnable(model)
@@ -122,30 +163,43 @@ class Core:
         if request is not None:
             self.attempts.answer(request, Failed(event.request, RequestCancelled("cancelled").to_record()))
 
-    def _fail(self, client: Any, number: int, error: PoolError) -> None:
-        self._out.append(ToClient(client, Failed(number, error.to_record()), []))
+    def _fail(self, client: Any, submit: Submit, error: PoolError) -> None:
+        """Refuse a request; what places it has are not used."""
+        self._out.append(ToClient(client, Failed(submit.request, error.to_record()), []))
+        if submit.reply or any(submit.places):
+            self._out.append(ToClient(client, Released(submit.request), []))
+
+    def _mailbox_wanted(self, event: events.MailboxWanted, _now: float) -> None:
+        self.mailboxes.want(event.caller, event.size_bytes)
+
+    def _mailbox_returned(self, event: events.MailboxReturned, _now: float) -> None:
+        try:
+            self.mailboxes.give_back(event.caller, event.mailbox)
+        except InvalidRequest as error:
+            self._out.append(ToCaller(event.caller, Refused(error.to_record())))
 
     # --- models ---------------------------------------------------------------------------------------------
 
-    def _model_declared(self, event: events.ModelDeclared, _now: float) -> None:
+    def _model_declared(self, event: events.ModelDeclared, now: float) -> None:
         if self.stopping:
             self.library.refuse(event.caller, SupervisorLost(self.stopping))
             return
         self.library.declare(event.caller, event.load)
-        self._collect_ready()
+        self._collect_ready(now)
 
     def _model_removed(self, event: events.ModelRemoved, _now: float) -> None:
         self.library.remove(event.caller, event.name)
 
-    def _model_wanted(self, event: events.ModelWanted, _now: float) -> None:
+    def _model_wanted(self, event: events.ModelWanted, now: float) -> None:
         if self.stopping:
             self.library.refuse(event.caller, SupervisorLost(self.stopping))
             return
         self.library.attach(event.caller, event.name)
-        self._collect_ready()
+        self._collect_ready(now)
 
     def _caller_left(self, event: events.CallerLeft, _now: float) -> None:
         self.library.holdings.caller_left(event.caller)
+        self.mailboxes.caller_left(event.caller)
 
     def _regions_needed(self, event: events.RegionsNeeded, now: float) -> None:
         if type(event.filler) is int and not self.library.is_loading(event.filler):
@@ -178,32 +232,31 @@ class Core:
             self.library.built(event.child, event.built)
         except InvalidRequest as error:
             self._filling_failed(events.FillingFailed(event.child, error.to_record()), now)
-        self._collect_ready()
+        self._collect_ready(now)
 
     def _build_failed(self, event: events.BuildFailed, _now: float) -> None:
         for request in self.library.build_failed(event.child, event.error):
             self.attempts.answer(request, Failed(request.submit.request, event.error))
 
-    def _collect_ready(self) -> None:
+    def _collect_ready(self, now: float) -> None:
         """Let models run whose weight sets became ready."""
         for model in self.library.adopted():
+            self.workspace.join(model.current)
             self.attempts.note_runnable(model)
-            if model.current.is_warm:
-                for worker in self.fleet.workers:
-                    # An outdated one would import the model's modules privately, for seconds, and then go.
-                    if worker.life.state in ("idle", "busy") and not worker.is_outdated:
-                        self.library.holdings.give(model.current, worker, eager=True)
+        self._tend(now)
 
-    def _set_thawed(self, event: events.SetThawed, _now: float) -> None:
+    def _set_thawed(self, event: events.SetThawed, now: float) -> None:
         worker = self.fleet.workers.get(event.child)
         if worker is None:
+            self.library.warming.tried(event.child, event.error)
+            self._tend(now)
             return
         worker.thawing.pop(event.weight_set, None)  # a failure is told again by each run
         version = self.library.holdings.sets.get(event.weight_set)
         if version is not None and event.error is None:
             version.private_bytes, version.opaque = event.private_bytes, event.opaque
 
-    def _set_forgotten(self, event: events.SetForgotten, now: float) -> None:
+    def _set_forgotten(self, event: events.SetForgotten, _now: float) -> None:
         worker = self.fleet.workers.get(event.child)
         if worker is None:
             return
@@ -211,44 +264,74 @@ class Core:
             self.library.holdings.forgot(worker, event.weight_set)
         else:  # something in it holds on: its end frees the memory
             self.fleet.workers.outdate(worker)
-            self.fleet.fill(now)
+
+    # --- memory that runs use -------------------------------------------------------------------------------
+
+    def _region_made(self, event: events.RegionMade, _now: float) -> None:
+        self.workspace.region_made(event.region, event.size_bytes)
+        self.mailboxes.region_made(event.region)
+
+    def _region_failed(self, event: events.RegionFailed, _now: float) -> None:
+        self.workspace.region_failed(event.region, str(event.error["message"]))
+        self.mailboxes.region_failed(event.region, event.error)
+
+    def _slot_used(self, event: events.SlotUsed, _now: float) -> None:
+        version = self.library.holdings.sets.get(event.used.weight_set)
+        if version is not None:
+            self.workspace.used(event.child, version, event.used)
 
     # --- processes ------------------------------------------------------------------------------------------
 
-    def _zygote_ready(self, _event: events.ZygoteReady, now: float) -> None:
+    def _zygote_ready(self, event: events.ZygoteReady, now: float) -> None:
+        self.workspace.without = event.without_slots
         self.fleet.zygote_ready(now)
+        self._tend(now)
 
     def _zygote_died(self, event: events.ZygoteDied, now: float) -> None:
-        self.fleet.zygote_died(event.cause, now)
+        refused = self.fleet.zygote_died(event.cause, now)
+        self.library.warming.zygote_died(event.cause, refused)
 
     def _modules_adopted(self, event: events.ModulesAdopted, now: float) -> None:
-        self.fleet.modules_adopted(event.generation, event.refused, event.threads)
-        self._collect_ready()
-        self.fleet.fill(now)
+        self.fleet.modules_adopted(event.refused, event.threads)
+        self._collect_ready(now)
+
+    def _set_adopted(self, event: events.SetAdopted, now: float) -> None:
+        self.library.warming.thawed(event.private_bytes, event.opaque, event.error)
+        self._tend(now)
 
     def _child_forked(self, event: events.ChildForked, now: float) -> None:
         worker = self.fleet.workers.get(event.child)
         if worker is None:
             return
         self.fleet.workers.started(worker, event.pid)
-        self.fleet.became_idle(worker, now)
+        self.fleet.became_idle(worker)
         if worker.life.state == "idle":
-            self.library.warm(worker)
+            self.library.warming.give_refused(worker)
+        self._tend(now)
 
     def _child_exited(self, event: events.ChildExited, now: float) -> None:
         if not event.was_forked:
             self.fleet.never_forked()
         worker = self.fleet.workers.get(event.child)
         if worker is None:
-            if self.library.loader_exited(event.child, was_forked=event.was_forked):
+            if self.library.warming.child_exited(event.child, event.cause, was_forked=event.was_forked):
+                self._tend(now)
+            elif self.library.loader_exited(event.child, was_forked=event.was_forked):
                 error = LoadFailed(f"the loader died ({event.cause}) while it built the model")
                 self._build_failed(events.BuildFailed(event.child, error.to_record()), now)
             return
+        self.workspace.died(event.child)
+        self.mailboxes.worker_died(event.child)
         held = self.fleet.worker_died(worker, event.begun, now)
         for attempt in reversed(held):
             self.attempts.requeue(attempt, blamed=attempt == event.begun, cause=event.cause)
         self.library.holdings.worker_died(worker, event.begun)
+        self._tend(now)
+
+    def _tend(self, now: float) -> None:
+        """See to it that everybody is there who should be; workers first, as none is forked during a thaw."""
         self.fleet.fill(now)
+        self.library.warming.proceed(now)
 
     # --- time and the end -----------------------------------------------------------------------------------
 
@@ -257,7 +340,9 @@ class Core:
             waited = "waiting for a worker" if request.is_queued else "running"
             message = f"{request.submit.model}: no answer within {request.submit.timeout_s:g} s ({waited})"
             self.attempts.refuse(request, DeadlineExceeded(message))
+        self.library.warming.time_passed(now)
         self.fleet.time_passed(now)
+        self._tend(now)
 
     def _stop_asked(self, event: events.StopAsked, now: float) -> None:
         self.stopping = self.stopping or "the pool is shutting down and takes no new requests"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
-from ...protocol.messages import LoadModel, Record, Submit
+from ...protocol.messages import LoadModel, Record, Submit, Used
 from ...protocol.messages import ModelBuilt as Built
 from .regions import FileIdentity, FillerKey
 
@@ -15,9 +15,10 @@ CallerKey: TypeAlias = Any
 
 
 class ClientJoined(NamedTuple):
-    """A client was admitted."""
+    """A client was admitted; a local one by way of the unix socket, where it is known as ``caller``."""
 
     client: ClientKey
+    caller: CallerKey = None
 
 
 class ClientLeft(NamedTuple):
@@ -39,6 +40,20 @@ class Cancelled(NamedTuple):
 
     client: ClientKey
     request: int
+
+
+class MailboxWanted(NamedTuple):
+    """Someone at the unix socket asks for a mailbox, at least as large as this."""
+
+    caller: CallerKey
+    size_bytes: int
+
+
+class MailboxReturned(NamedTuple):
+    """Someone at the unix socket has no more use for a mailbox."""
+
+    caller: CallerKey
+    mailbox: int
 
 
 class ModelDeclared(NamedTuple):
@@ -69,7 +84,9 @@ class CallerLeft(NamedTuple):
 
 
 class ZygoteReady(NamedTuple):
-    """A zygote is up; children can be forked."""
+    """A zygote is up; children can be forked. ``without_slots`` tells why they cannot run in slots, if so."""
+
+    without_slots: str = ""
 
 
 class ZygoteDied(NamedTuple):
@@ -84,6 +101,15 @@ class ModulesAdopted(NamedTuple):
     generation: int
     refused: dict[str, str]
     threads: int
+
+
+class SetAdopted(NamedTuple):
+    """The zygote has thawed a weight set, as in `SetThawed`, or (``error``) could not, and must fork no more."""
+
+    weight_set: int
+    private_bytes: int
+    opaque: dict[str, str]
+    error: Record | None
 
 
 class ChildForked(NamedTuple):
@@ -135,6 +161,20 @@ class FillingFailed(NamedTuple):
     error: Record
 
 
+class RegionMade(NamedTuple):
+    """A slot or mailbox is there, or is larger now."""
+
+    region: int
+    size_bytes: int
+
+
+class RegionFailed(NamedTuple):
+    """A slot or mailbox could not be made, or not be made larger."""
+
+    region: int
+    error: Record
+
+
 class FileChanged(NamedTuple):
     """The file that is a region is not what it was."""
 
@@ -157,7 +197,10 @@ class BuildFailed(NamedTuple):
 
 
 class SetThawed(NamedTuple):
-    """A worker has a weight set ready, for so much private memory and these parts, or (``error``) cannot."""
+    """A worker, or a throwaway fork, has a weight set ready, or (``error``) cannot.
+
+    It took so much private memory, and has these parts outside of the regions.
+    """
 
     child: int
     weight_set: int
@@ -174,13 +217,21 @@ class SetForgotten(NamedTuple):
     unmapped: bool
 
 
+class SlotUsed(NamedTuple):
+    """A worker tells what a run took of its slot; the answer comes after this."""
+
+    child: int
+    used: Used
+
+
 class AttemptEnded(NamedTuple):
-    """A worker has answered an attempt: with ``body`` and ``buffers``, or with ``error``."""
+    """A worker has answered an attempt: with ``body``, ``places`` and ``buffers``, or with ``error``."""
 
     child: int
     attempt: int
     seconds: float
     body: bytes
+    places: list[Any]
     buffers: list[Any]
     error: Record | None
 
@@ -196,9 +247,10 @@ class TimePassed(NamedTuple):
 
 
 Event: TypeAlias = (
-    ClientJoined | ClientLeft | Submitted | Cancelled | ModelDeclared | ModelRemoved | ModelWanted | CallerLeft
-    | ZygoteReady | ZygoteDied | ModulesAdopted | ChildForked | ChildExited
-    | RegionsNeeded | FileOffered | RegionsFilled | FillingFailed | FileChanged
-    | ModelBuilt | BuildFailed | SetThawed | SetForgotten | AttemptEnded
+    ClientJoined | ClientLeft | Submitted | Cancelled | MailboxWanted | MailboxReturned
+    | ModelDeclared | ModelRemoved | ModelWanted | CallerLeft
+    | ZygoteReady | ZygoteDied | ModulesAdopted | SetAdopted | ChildForked | ChildExited
+    | RegionsNeeded | FileOffered | RegionsFilled | FillingFailed | RegionMade | RegionFailed | FileChanged
+    | ModelBuilt | BuildFailed | SetThawed | SetForgotten | SlotUsed | AttemptEnded
     | StopAsked | TimePassed
 )  # fmt: skip

@@ -1,12 +1,9 @@
-"""The zygote and its children: what it has imported, when workers are forked, replaced and dismissed.
+"""The zygote's children, and the zygote itself: when they are forked, replaced and dismissed.
 
-A *generation* counts what the zygote has imported. A worker forked before a model's modules were there would
-have to import them privately (seconds, and 100 MB for transformers), so workers of an older generation are
-replaced when idle: a fork takes milliseconds.
-
-Modules are imported in the zygote itself. If that leaves it with a second thread it must never fork again: it
-is replaced by a new zygote that does without the guilty module, and workers import that one on their own. The
-same if the zygote dies twice over one adoption. What was refused is reported.
+A worker is *outdated* if it lacks what the zygote has by now, or must let go of what it inherited. It is replaced
+by one that has it, and goes on working until that one is there: one after another, so that at no time fewer
+workers are there than are wanted. One that is busy then is handed nothing more until it is idle. A model whose
+modules it lacks it is never handed: that waits for a worker that has them.
 
 What fails as soon as it starts, worker or zygote, is tried again after a pause that grows: a machine on which
 nothing starts must not spend its time on trying.
@@ -17,9 +14,11 @@ from __future__ import annotations
 import signal
 from typing import Final
 
-from ...protocol.messages import Adopt, BuildModel, Leave
-from .instructions import ForkChild, Instruction, ReplaceZygote, Report, SignalChild, ToChild, ToZygote
+from ...protocol.messages import BuildModel, Leave
+from .instructions import ForkChild, Instruction, ReplaceZygote, Report, SignalChild, ToChild
+from .weights import WeightSet
 from .workers import Worker, Workers
+from .zygote import Zygote
 
 #: A worker that dies this young without having begun anything counts as a failed start, and so does a zygote
 #: that dies before it is ready, or this soon after.
@@ -47,22 +46,13 @@ class Fleet:
 
     def __init__(self, wanted: int, slots: int, out: list[Instruction]) -> None:
         self.workers = Workers(wanted, slots)
-        self.generation = 0
-        self.refused: dict[str, str] = {}
+        self.zygote = Zygote(out)
         self.is_dismissing = False  # whether the children were told to go
         self.has_given_up = False  # whether some of them did not, not even when they were killed
         self._out = out
         self._children = 0
-        self._zygote_is_ready = False
         self._zygote_ready_at = _NEVER
         self._zygote_is_missing = False  # to be started when the pause is over
-        self._adopted: dict[str, None] = {}
-        self._wanted_modules: dict[str, None] = {}
-        self._paths: dict[str, None] = {}
-        self._wanted_generation = 0
-        self._in_flight = 0  # the generation that the zygote is importing, or 0
-        self._importing: list[str] = []  # ... and its modules
-        self._deaths_in_flight = 0
         self._pause_s = 0.0
         self._resume_at = _NEVER  # when the pause is over; never: there is none
         self._loaders: set[int] = set()
@@ -70,99 +60,67 @@ class Fleet:
         self._dismissal_signals: list[int] = [signal.SIGTERM, signal.SIGKILL]
         self._next_signal_at = _NEVER
 
-    # --- imports --------------------------------------------------------------------------------------------
-
-    def need_modules(self, modules: list[str], paths: list[str]) -> int:
-        """Have these modules imported in the zygote; return the generation that has them."""
-        self._paths.update(dict.fromkeys(paths))
-        missing = [name for name in modules if name not in self._wanted_modules and name not in self.refused]
-        if missing:
-            self._wanted_modules.update(dict.fromkeys(missing))
-            self._wanted_generation += 1
-            self._adopt()
-        return self._wanted_generation
+    # --- the zygote -----------------------------------------------------------------------------------------
 
     def zygote_ready(self, now: float) -> None:
-        """A zygote is up: let it import, then fork."""
-        self._zygote_is_ready = True
+        """A zygote is up."""
+        self.zygote.ready()
         self._zygote_ready_at = now
-        self._fork_loaders()
-        if self._wanted_generation:  # even if all was refused: that, too, completes the generation
-            self._adopt()
-        self.fill(now)
 
-    def modules_adopted(self, generation: int, refused: dict[str, str], threads: int) -> None:
+    def modules_adopted(self, refused: dict[str, str], threads: int) -> None:
         """The zygote has imported, or refused, what it was told to."""
-        importing, self._importing = self._importing, []
-        self._in_flight = self._deaths_in_flight = 0
-        # With nothing to do without, the next zygote would be no better: this one is as good as it gets.
-        must_not_fork = threads > 1 and bool(importing)
-        if must_not_fork and not refused:
-            refused = dict.fromkeys(importing, "a thread was left after imports, and it may be of this one")
-        for name, reason in refused.items():
-            self._refuse(name, reason)
-        if must_not_fork:
-            self._replace_zygote()
+        before = self.zygote.generation
+        if not self.zygote.adopted(refused, threads):
+            self.replace_zygote()
             return
-        self._adopted.update(dict.fromkeys(importing))
-        if generation > self.generation:
-            self.generation = generation
+        if self.zygote.generation > before:
             for worker in self.workers:
                 self.workers.outdate(worker)
-        self._fork_loaders()
-        if self._wanted_generation > self.generation:
-            self._adopt()
 
-    def zygote_died(self, cause: str, now: float) -> None:
-        """Start another zygote; if it died importing, the second time without those modules."""
+    def zygote_died(self, cause: str, now: float) -> WeightSet | None:
+        """Start another zygote; return the weight set that it shall do without from now on, if there is one."""
         is_failed_start = now - self._zygote_ready_at < EARLY_DEATH_S
-        self._zygote_is_ready = False
-        if self._in_flight:
-            self._deaths_in_flight += 1
-            if self._deaths_in_flight > 1:
-                self._deaths_in_flight = 0
-                new = [name for name in self._importing if name not in self._adopted]
-                for name in new or self._importing:
-                    self._refuse(name, f"the zygote died ({cause}) when it imported this")
-        self._in_flight, self._importing = 0, []
+        refused = self.zygote.died(cause)
         if self.is_dismissing:
-            return
+            return refused
         self._out.append(Report(f"the zygote died ({cause}); starting another"))
         if is_failed_start:
             self._zygote_is_missing = True
             self._hold_back(now)
         else:
-            self._replace_zygote()
+            self.replace_zygote()
+        return refused
 
-    def _adopt(self) -> None:
-        if self._zygote_is_ready and not self._in_flight:
-            self._in_flight = self._wanted_generation
-            self._importing = list(self._wanted_modules)
-            self._out.append(ToZygote(Adopt(self._in_flight, list(self._importing), list(self._paths))))
-
-    def _refuse(self, name: str, reason: str) -> None:
-        self._wanted_modules.pop(name, None)
-        self.refused[name] = reason
-        self._out.append(Report(f"workers import {name} each on their own: {reason}"))
-
-    def _replace_zygote(self) -> None:
-        self._zygote_is_ready = self._zygote_is_missing = False
+    def replace_zygote(self) -> None:
+        """End the zygote, if there is one, and start another."""
+        self.zygote.gone()
+        self._zygote_is_missing = False
         self._zygote_ready_at = _NEVER
         if not self.is_dismissing:
             self._out.append(ReplaceZygote())
 
     # --- children -------------------------------------------------------------------------------------------
 
+    @property
+    def can_fork(self) -> bool:
+        """Whether there may be new children, and at once."""
+        return self.zygote.is_free and not self.is_dismissing
+
+    def new_child(self) -> int:
+        """Return a number that no child has had."""
+        self._children += 1
+        return self._children
+
     def never_forked(self) -> None:
         """A child never came into being: its zygote is gone, although its death may be told only later."""
-        self._zygote_is_ready = False
+        self.zygote.is_ready = False
 
     def fork_loader(self, order: BuildModel) -> int:
         """Have a loader forked that carries out this order; return its number."""
-        self._children += 1
-        self._waiting_loaders[self._children] = order
+        child = self.new_child()
+        self._waiting_loaders[child] = order
         self._fork_loaders()
-        return self._children
+        return child
 
     def give_up_loader(self, child: int) -> None:
         """Nobody wants any more what a loader builds."""
@@ -175,28 +133,23 @@ class Fleet:
         self._fork_loaders()
 
     def fill(self, now: float) -> None:
-        """Replace outdated idle workers, and fork those that are missing."""
-        is_paused = self._resume_at != _NEVER
-        if not self._zygote_is_ready or self._in_flight or self.is_dismissing or is_paused:
-            return
-        for worker in self.workers.replaceable():
-            self.dismiss(worker)
-        for _ in range(self.workers.missing):
-            self._children += 1
-            self.workers.add(Worker(self._children, now))
-            self._out.append(ForkChild(self._children, "worker"))
+        """Fork loaders, import, fork workers that are missing, and go on replacing those that are outdated."""
+        self._fork_loaders()
+        self.zygote.adopt()
+        if self.can_fork and not self.is_pausing:
+            for _ in range(self.workers.missing):
+                self._fork_worker(now)
+        self._replace_outdated(now)
 
     def dismiss(self, worker: Worker) -> None:
         """Let an idle worker go."""
         self.workers.leave(worker)
         self._out.append(ToChild(worker.child, Leave(), [], ()))
 
-    def became_idle(self, worker: Worker, now: float) -> None:
-        """A worker has nothing to do: let it go if it is not to stay."""
+    def became_idle(self, worker: Worker) -> None:
+        """A worker has nothing to do: let it go if nobody is to stay."""
         if self.is_dismissing:
             self.dismiss(worker)
-        elif worker.is_outdated:
-            self.fill(now)
 
     def worker_died(self, worker: Worker, begun: int, now: float) -> list[int]:
         """Forget a worker; return the attempts that it held, oldest first."""
@@ -207,10 +160,32 @@ class Fleet:
                 self._pause_s = 0.0
         return self.workers.died(worker)
 
+    @property
+    def is_pausing(self) -> bool:
+        """Whether no worker is forked for a while, because one failed as soon as it started."""
+        return self._resume_at != _NEVER
+
+    def _fork_worker(self, now: float) -> None:
+        worker = Worker(self.new_child(), self.zygote.generation, now)
+        for version in self.zygote.has.values():
+            worker.holds.add(version.number)
+            version.holders.add(worker.child)
+            version.inheritors.add(worker.child)
+        self.workers.add(worker)
+        self._out.append(ForkChild(worker.child, "worker"))
+
+    def _replace_outdated(self, now: float) -> None:
+        """Let one go whose successor is there, and have the next one's forked."""
+        worker = self.workers.replaced()
+        if worker is not None:
+            self.dismiss(worker)
+        # Not while the zygote is about to have more: the successor would be outdated itself.
+        if self.can_fork and self.zygote.is_complete and not self.is_pausing and self.workers.needs_successor:
+            self._fork_worker(now)
+
     def _fork_loaders(self) -> None:
         # Never behind an import, which may leave a thread: the zygote would fork with it before it is replaced.
-        can_fork = self._zygote_is_ready and not self._in_flight
-        while can_fork and self._waiting_loaders and len(self._loaders) < MAX_LOADERS:
+        while self.can_fork and self._waiting_loaders and len(self._loaders) < MAX_LOADERS:
             child = next(iter(self._waiting_loaders))
             order = self._waiting_loaders.pop(child)
             self._loaders.add(child)
@@ -219,7 +194,7 @@ class Fleet:
 
     def _hold_back(self, now: float) -> None:
         """Pause after a failed start; those that fail during the pause do not make it longer."""
-        if self._resume_at == _NEVER:
+        if not self.is_pausing:
             self._pause_s = min(max(2 * self._pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             self._resume_at = now + self._pause_s
 
@@ -242,8 +217,7 @@ class Fleet:
         if now >= self._resume_at:
             self._resume_at = _NEVER
             if self._zygote_is_missing:
-                self._replace_zygote()
-            self.fill(now)
+                self.replace_zygote()
 
     def wake_at(self) -> float:
         """Return when `time_passed` has something to do; infinity for never."""

@@ -12,18 +12,21 @@ from .instructions import FreeRegions, GrantRegions, Instruction, Report, ToCall
 from .regions import FileIdentity, FillerKey, Regions
 from .weights import MAX_THAW_DEATHS, WeightSet
 from .workers import Worker
+from .workspace import Workspace
 
 
 class Holdings:
     """Hands weight sets out and takes them back.
 
     Args:
+        workspace: who is told when a weight set is gone.
         out: where instructions go.
     """
 
-    def __init__(self, out: list[Instruction]) -> None:
+    def __init__(self, regions: Regions, workspace: Workspace, out: list[Instruction]) -> None:
         self.sets: dict[int, WeightSet] = {}
-        self.regions = Regions()
+        self.regions = regions
+        self._workspace = workspace
         self._out = out
         self._numbers = 0
 
@@ -77,31 +80,37 @@ class Holdings:
         version.holders.add(worker.child)
         if eager:
             worker.thawing[version.number] = None
-        load = version.load
-        order = Thaw(
-            version.number, load.name, load.options, version.manifest, version.skeleton, load.paths,
-            version.recipe, eager,
-        )  # fmt: skip
-        self._out.append(ToChild(worker.child, order, [], version.regions))
+        self._out.append(ToChild(worker.child, thaw_order(version, eager=eager), [], version.regions))
 
     def forgot(self, worker: Worker, number: int) -> None:
         """A worker has unmapped a weight set."""
         worker.holds.discard(number)
         worker.thawing.pop(number, None)
-        self._dropped_by(worker.child, number)
+        self.dropped_by(worker.child, number)
 
     def worker_died(self, worker: Worker, begun: int) -> None:
         """A worker is gone, and with it all that it had mapped."""
         if worker.thawing and not begun:
             self._died_thawing(self.sets[next(iter(worker.thawing))])
         for number in worker.holds:
-            self._dropped_by(worker.child, number)
+            self.dropped_by(worker.child, number)
         worker.holds.clear()
+
+    def dropped_by(self, child: int, number: int) -> None:
+        """A process of the pool has a weight set no more."""
+        version = self.sets.get(number)
+        if version is None:
+            return
+        for having in (version.holders, version.inheritors, version.passing):
+            having.discard(child)
+        if version.life.state == "draining":
+            self._drained(version)
 
     def _died_thawing(self, version: WeightSet) -> None:
         """Do not let one warm model kill worker after worker, from which all models would suffer."""
         version.thaw_deaths += 1
         if version.thaw_deaths == MAX_THAW_DEATHS:
+            version.is_dangerous = True
             text = f"{version.thaw_deaths} workers died when they were to thaw it; it is thawed when it is run"
             self._out.append(Report(f"{version.load.name} is not kept warm: {text}"))
 
@@ -139,12 +148,15 @@ class Holdings:
     # --- the end --------------------------------------------------------------------------------------------
 
     def retire(self, version: WeightSet, answer: Message) -> None:
-        """Free a weight set as soon as nobody holds it; ``answer`` is for who still waits for it."""
+        """Free a weight set as soon as nobody holds it; ``answer`` is for who still waits for it.
+
+        The zygote does not have it any more, and who has inherited it was outdated.
+        """
         self.tell(version.waiting_for_load, answer)
         self.tell(version.waiting_to_attach, _no_more(version, answer))
-        if version.holders or version.attached:
+        if version.is_mapped or version.attached:
             version.life.become("draining")
-            for child in sorted(version.holders):
+            for child in sorted(version.holders - version.inheritors):
                 self._out.append(ToChild(child, Forget(version.number), [], ()))
             self._drained(version)
         else:
@@ -156,17 +168,9 @@ class Holdings:
             self._out.append(ToCaller(caller, answer))
         callers.clear()
 
-    def _dropped_by(self, child: int, number: int) -> None:
-        version = self.sets.get(number)
-        if version is None:
-            return
-        version.holders.discard(child)
-        if version.life.state == "draining":
-            self._drained(version)
-
     def _drained(self, version: WeightSet) -> None:
         """Free a retired weight set if nobody holds it; who is only attached is not waited for."""
-        if version.holders:
+        if version.is_mapped:
             return
         if version.attached:
             note = f"unloaded; its memory is freed when {len(version.attached)} attached processes let go of it"
@@ -177,6 +181,7 @@ class Holdings:
     def _freed(self, version: WeightSet) -> None:
         version.life.become("freed")
         del self.sets[version.number]
+        self._workspace.leave(version)
         self.regions.unuse(version.number, version.regions)
         version.regions = ()
         self._free()
@@ -191,6 +196,15 @@ class Holdings:
         for filler, grants in self.regions.answers:
             self._out.append(GrantRegions(filler, grants))
         self.regions.answers.clear()
+
+
+def thaw_order(version: WeightSet, *, eager: bool) -> Thaw:
+    """Return what tells a child to thaw a weight set; the descriptors of its regions go along."""
+    load = version.load
+    return Thaw(
+        version.number, load.name, load.options, version.manifest, version.skeleton, load.paths, version.recipe,
+        eager,
+    )  # fmt: skip
 
 
 def _no_more(version: WeightSet, answer: Message) -> Message:

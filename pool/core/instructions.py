@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from ...protocol.messages import Adopt, Message
+from ...protocol.messages import Adopt, Message, Thaw
 from .events import CallerKey, ClientKey
 from .regions import FillerKey, RegionGrant
 
@@ -55,16 +55,50 @@ class GrantRegions(NamedTuple):
     grants: list[RegionGrant]
 
 
+class MakeRegion(NamedTuple):
+    """Make a region that is written all the time; it fails as `RegionFailed`.
+
+    A ``slot`` can grow; nobody can change the size of a ``mailbox``.
+    """
+
+    region: int
+    size_bytes: int
+    use: Literal["slot", "mailbox"]
+
+
+class GrowRegion(NamedTuple):
+    """Make a slot larger; it fails as `RegionFailed`, and has the old size then."""
+
+    region: int
+    size_bytes: int
+
+
+class EmptyRegion(NamedTuple):
+    """Give the pages of a slot back that lie behind so many bytes."""
+
+    region: int
+    kept_bytes: int
+
+
 class FreeRegions(NamedTuple):
     """Close the regions; their memory goes back when the last mapping is gone."""
 
     regions: tuple[int, ...]
 
 
-class ToZygote(NamedTuple):
-    """Let the zygote import modules."""
+class Remember(NamedTuple):
+    """Keep, for pools to come, what a weight set needs for inputs of this kind."""
 
-    message: Adopt
+    identity: str
+    signature: str
+    need_bytes: int
+
+
+class ToZygote(NamedTuple):
+    """Let the zygote import modules, or thaw a weight set; the fds of ``regions`` go along."""
+
+    message: Adopt | Thaw
+    regions: tuple[int, ...] = ()
 
 
 class ReplaceZygote(NamedTuple):
@@ -82,6 +116,7 @@ class Finish(NamedTuple):
 
 
 Instruction: TypeAlias = (
-    ToClient | ToChild | ToCaller | ForkChild | SignalChild | GrantRegions | FreeRegions
-    | ToZygote | ReplaceZygote | Report | Finish
+    ToClient | ToChild | ToCaller | ForkChild | SignalChild
+    | GrantRegions | MakeRegion | GrowRegion | EmptyRegion | FreeRegions
+    | Remember | ToZygote | ReplaceZygote | Report | Finish
 )  # fmt: skip

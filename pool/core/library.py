@@ -8,9 +8,11 @@ from .events import CallerKey
 from .fleet import Fleet
 from .holdings import Holdings
 from .instructions import Instruction, Report, ToCaller
+from .regions import Regions
 from .requests import Request
+from .warming import Warming
 from .weights import Model, WeightSet
-from .workers import Worker
+from .workspace import Workspace
 
 
 class Library:
@@ -18,12 +20,14 @@ class Library:
 
     Args:
         fleet: whom to ask for loaders and imports.
+        regions, workspace: what memory there is.
         out: where instructions go.
     """
 
-    def __init__(self, fleet: Fleet, out: list[Instruction]) -> None:
+    def __init__(self, fleet: Fleet, regions: Regions, workspace: Workspace, out: list[Instruction]) -> None:
         self.models: dict[str, Model] = {}
-        self.holdings = Holdings(out)
+        self.holdings = Holdings(regions, workspace, out)
+        self.warming = Warming(fleet, self.holdings, out)
         self._fleet = fleet
         self._out = out
         self._loaders: dict[int, WeightSet] = {}
@@ -175,7 +179,7 @@ class Library:
         """Imports are done: return the models whose weight sets became ready by it."""
         ready: list[Model] = []
         for version in list(self.holdings.sets.values()):  # a version that takes over frees another
-            if version.life.state == "adopting" and version.generation <= self._fleet.generation:
+            if version.life.state == "adopting" and version.generation <= self._fleet.zygote.generation:
                 version.life.become("ready")
                 ready.append(self._took_over(version))
         return ready
@@ -192,12 +196,6 @@ class Library:
             version = model.successor
         self.holdings.attach(version, caller)
         self.need(version)
-
-    def warm(self, worker: Worker) -> None:
-        """Hand an idle worker every weight set that shall be warm."""
-        for model in self.models.values():
-            if model.current.is_ready and model.current.is_warm:
-                self.holdings.give(model.current, worker, eager=True)
 
     def file_changed(self, number: int, error: Record) -> list[Request]:
         """A file that is a region is not what it was: load anew what lies in it, when it is needed again.
@@ -226,7 +224,7 @@ class Library:
 
     def _adopt(self, version: WeightSet) -> None:
         version.life.become("adopting")
-        version.generation = self._fleet.need_modules(version.modules, version.load.paths)
+        version.generation = self._fleet.zygote.need_modules(version.modules, version.load.paths)
 
     def _took_over(self, version: WeightSet) -> Model:
         model = self.models[version.load.name]
@@ -236,10 +234,13 @@ class Library:
             self._retire(retired, Done("replaced by a newer version"))
         self.holdings.tell(version.waiting_for_load, Done("loaded"))
         self.holdings.attach_waiting(version)
+        if version.is_warm:
+            self.warming.want(version)
         return model
 
     def _retire(self, version: WeightSet, answer: Message) -> None:
         if version.life.state == "building":
             del self._loaders[version.loader]
             self._fleet.give_up_loader(version.loader)
+        self.warming.drop(version)
         self.holdings.retire(version, answer)

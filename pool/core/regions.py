@@ -182,9 +182,14 @@ class Regions:
         self._waiting.setdefault(record.number, []).append((filler, size_bytes, digest))
         return True
 
-    def _make(self, filler: FillerKey, size_bytes: int, key: tuple[Any, ...] | None) -> RegionRecord:
+    def new_number(self) -> int:
+        """Return a number that no region has had."""
         self._numbers += 1
-        record = self._by_number[self._numbers] = RegionRecord(self._numbers, size_bytes, key, filler)
+        return self._numbers
+
+    def _make(self, filler: FillerKey, size_bytes: int, key: tuple[Any, ...] | None) -> RegionRecord:
+        number = self.new_number()
+        record = self._by_number[number] = RegionRecord(number, size_bytes, key, filler)
         if key is not None:
             self._by_key[key] = record
         self._hold(filler, record)

@@ -11,6 +11,7 @@ from ...protocol.limits import MAX_OUTBOX_BYTES, MAX_REQUESTS_PER_CLIENT
 from ...protocol.messages import Submit
 from ...protocol.states import Lifecycle
 from .events import ClientKey
+from .mailboxes import Mailbox
 
 #: What one client may have waiting, arrays included, in bytes.
 MAX_QUEUED_BYTES = MAX_OUTBOX_BYTES
@@ -28,10 +29,13 @@ class Request:
         attempt: the number of the attempt that may answer it; 0 while it waits.
         deaths: how many workers died while they ran it.
         deadline: when it is late, on the core's clock; infinity for never.
+        mailboxes: those that it holds until no worker can touch its places any more.
+        is_abandoned: whether its client is gone.
     """
 
     __slots__ = (
-        "attempt", "buffers", "client", "deadline", "deaths", "life", "size_bytes", "submit",
+        "attempt", "buffers", "client", "deadline", "deaths", "is_abandoned", "life", "mailboxes", "size_bytes",
+        "submit",
     )  # fmt: skip
 
     def __init__(self, client: ClientKey, submit: Submit, buffers: list[Any], now: float) -> None:
@@ -42,6 +46,8 @@ class Request:
         self.attempt = 0
         self.deaths = 0
         self.deadline = now + submit.timeout_s if submit.timeout_s > 0 else float("inf")
+        self.mailboxes: tuple[Mailbox, ...] = ()
+        self.is_abandoned = False
         self.life = Lifecycle("request", (submit.request, submit.model), "queued")
 
     def __repr__(self) -> str:
@@ -91,6 +97,7 @@ class Requests:
             return []
         abandoned = list(book.requests.values())
         for request in abandoned:
+            request.is_abandoned = True
             self._ended(request)
         return abandoned
 

@@ -27,11 +27,15 @@ class WeightSet:
             lies outside of them, by path, and why.
         generation: the zygote generation whose children have its modules.
         loader: the child that builds it, or 0.
-        holders: workers that were given it.
+        holders: workers that have it: were given it, or forked from a zygote that has it.
+        inheritors: those of them that were forked so, and let go of it only when they end.
+        passing: throwaway forks that have it, for a moment.
         attached: who else maps it, at the unix socket.
         waiting_to_attach: who wants to as soon as it is ready.
         running: attempts that run on it.
         thaw_deaths: how many workers died when they were to thaw it at once.
+        is_dangerous: whether to thaw it costs processes, so that it is done only when it must be.
+        zygote_deaths: how many zygotes did.
         error: why the last attempt to build it failed.
         waiting_for_load: who is told when it is ready or has failed.
         unloaders: who is told when its memory was freed.
@@ -50,10 +54,14 @@ class WeightSet:
         self.generation = 0
         self.loader = 0
         self.holders: set[int] = set()
+        self.inheritors: set[int] = set()
+        self.passing: set[int] = set()
         self.attached: set[CallerKey] = set()
         self.waiting_to_attach: list[CallerKey] = []
         self.running = 0
         self.thaw_deaths = 0
+        self.is_dangerous = False
+        self.zygote_deaths = 0
         self.error: dict[str, Any] | None = None
         self.waiting_for_load: list[CallerKey] = []
         self.unloaders: list[CallerKey] = []
@@ -68,9 +76,19 @@ class WeightSet:
         return self.life.state == "ready"
 
     @property
+    def workspace(self) -> str:
+        """The ring in whose slots it runs."""
+        return str(self.load.options.get("workspace", "device"))
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether a process of the pool has it."""
+        return bool(self.holders or self.passing)
+
+    @property
     def is_warm(self) -> bool:
-        """Whether every worker shall thaw it at once."""
-        return bool(self.load.options.get("warm")) and self.thaw_deaths < MAX_THAW_DEATHS
+        """Whether every worker shall have it thawed before it is run."""
+        return bool(self.load.options.get("warm")) and not self.is_dangerous
 
 
 class Model:

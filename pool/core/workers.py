@@ -20,20 +20,23 @@ class Worker:
 
     Attributes:
         child: its number, never used twice.
-        is_outdated: whether it is to be replaced as soon as it is idle.
+        generation: that of the zygote when it was forked.
+        is_outdated: whether it is to be replaced.
+        is_next: whether its successor is there: it gets nothing more, so that it becomes idle.
         outstanding: attempts that it holds, in the order handed over, with their expected seconds.
         backlog_s: their sum.
-        holds: weight sets that it was given.
+        holds: weight sets that it was given, or had from the zygote.
         thawing: those of them that it was told to thaw at once and has not, in that order.
     """
 
     __slots__ = (
-        "backlog_s", "born_at", "child", "holds", "is_listed", "is_outdated", "life", "outstanding", "pid",
-        "runs", "thawing",
+        "backlog_s", "born_at", "child", "generation", "holds", "is_listed", "is_next", "is_outdated", "life",
+        "outstanding", "pid", "runs", "thawing",
     )  # fmt: skip
 
-    def __init__(self, child: int, now: float) -> None:
+    def __init__(self, child: int, generation: int, now: float) -> None:
         self.child = child
+        self.generation = generation
         self.born_at = now
         self.pid = 0
         self.runs = 0
@@ -42,6 +45,7 @@ class Worker:
         self.holds: set[int] = set()
         self.thawing: dict[int, None] = {}
         self.is_outdated = False
+        self.is_next = False
         self.is_listed = False  # whether `Workers` has it among those that may have room
         self.life = Lifecycle("worker", str(child), "starting")
 
@@ -50,8 +54,8 @@ class Worker:
 
     @property
     def has_room(self) -> bool:
-        """Whether it is busy, but may be handed more. One that is outdated must become idle some time."""
-        return 0 < len(self.outstanding) < MAX_AHEAD and self.backlog_s <= AHEAD_S and not self.is_outdated
+        """Whether it is busy, but may be handed more."""
+        return 0 < len(self.outstanding) < MAX_AHEAD and self.backlog_s <= AHEAD_S and not self.is_next
 
 
 class Workers:
@@ -70,8 +74,10 @@ class Workers:
         self.slots = slots
         self._by_child: dict[int, Worker] = {}
         self._idle: OrderedDict[int, Worker] = OrderedDict()  # the last is the most recent
-        self._replaceable: dict[int, Worker] = {}  # idle and outdated
+        self._outdated: dict[int, Worker] = {}  # all that were not told to go yet
+        self._replaceable: dict[int, Worker] = {}  # the idle ones of them
         self._roomy: deque[Worker] = deque()
+        self._starting = 0
         self._leaving = 0
         self.busy = 0
 
@@ -88,28 +94,48 @@ class Workers:
     @property
     def missing(self) -> int:
         """How many processes are to be forked; never more than twice as many as are wanted exist at once."""
-        staying = len(self._by_child) - self._leaving
-        return min(self.wanted - staying, 2 * self.wanted - len(self._by_child))
+        return min(self.wanted - self.staying, 2 * self.wanted - len(self._by_child))
+
+    @property
+    def staying(self) -> int:
+        """How many processes there are, or will be in a moment, that were not told to go."""
+        return len(self._by_child) - self._leaving
+
+    @property
+    def are_outdated(self) -> bool:
+        """Whether any of them is to be replaced."""
+        return bool(self._outdated)
+
+    @property
+    def needs_successor(self) -> bool:
+        """Whether one more is to be forked, in whose favour one that is outdated will go."""
+        is_full = self.staying > self.wanted or len(self._by_child) >= 2 * self.wanted
+        return bool(self._outdated) and not is_full
 
     def add(self, worker: Worker) -> None:
         """Take in a worker that is being forked."""
         self._by_child[worker.child] = worker
+        self._starting += 1
 
     def started(self, worker: Worker, pid: int) -> None:
         """Note that a worker exists now."""
         worker.pid = pid
+        self._starting -= 1
         self._rest(worker)
 
-    def pick(self) -> Worker | None:
-        """Return the worker that should get the next request, or None if all have enough."""
-        if self.busy < self.slots and self._idle:
-            return self._idle[next(reversed(self._idle))]
-        while self._roomy:
-            worker = self._roomy[0]
-            if worker.has_room:
-                return worker
+    def pick(self, generation: int) -> Worker | None:
+        """Return the worker that should get the next request, or None if all have enough.
+
+        It is of this generation, or newer: an older one would import what the model needs, for seconds. Where none
+        is outdated the first that is looked at will do.
+        """
+        if self.busy < self.slots:
+            for child in reversed(self._idle):
+                if self._idle[child].generation >= generation:
+                    return self._idle[child]
+        while self._roomy and not self._roomy[0].has_room:
             self._roomy.popleft().is_listed = False
-        return None
+        return next((one for one in self._roomy if one.has_room and one.generation >= generation), None)
 
     def hand(self, worker: Worker, attempt: int, expected_s: float) -> None:
         """Note that a worker was handed an attempt."""
@@ -138,19 +164,29 @@ class Workers:
         return True
 
     def outdate(self, worker: Worker) -> None:
-        """Note that a worker is to be replaced as soon as it is idle."""
+        """Note that a worker is to be replaced."""
+        if worker.life.state == "leaving":
+            return
         worker.is_outdated = True
+        self._outdated[worker.child] = worker
         if worker.life.state == "idle":
             self._replaceable[worker.child] = worker
 
-    def replaceable(self) -> list[Worker]:
-        """Return the idle workers that are outdated."""
-        return list(self._replaceable.values())
+    def replaced(self) -> Worker | None:
+        """Return an idle worker whose successor is there; where all outdated are busy, have one become idle."""
+        if self.staying - self._starting <= self.wanted:
+            return None
+        if self._replaceable:
+            return next(iter(self._replaceable.values()))
+        busy = next((worker for worker in self._outdated.values() if not worker.is_next), None)
+        if busy is not None:
+            busy.is_next = True
+        return None
 
     def leave(self, worker: Worker) -> None:
         """Note that an idle worker was told to go."""
-        del self._idle[worker.child]
-        self._replaceable.pop(worker.child, None)
+        for listed in (self._idle, self._outdated, self._replaceable):
+            listed.pop(worker.child, None)
         worker.life.become("leaving")
         self._leaving += 1
 
@@ -161,8 +197,10 @@ class Workers:
             self.busy -= 1
         elif worker.life.state == "leaving":
             self._leaving -= 1
-        self._idle.pop(worker.child, None)
-        self._replaceable.pop(worker.child, None)
+        elif worker.life.state == "starting":
+            self._starting -= 1
+        for listed in (self._idle, self._outdated, self._replaceable):
+            listed.pop(worker.child, None)
         worker.outstanding.clear()
         worker.life.become("dead")
         del self._by_child[worker.child]

@@ -4,9 +4,10 @@ A region is memory that the supervisor owns and others use. Its life is a line::
 
     create ──► (somebody fills it) ──► seal ──► (anybody maps it) ──► close
 
-The size never changes. Sealed means for ever: no process, the supervisor included, can change the content any
-more. So a reader needs to trust nobody. Closing gives up the supervisor's own hold; the bytes are freed when the
-last process that has the region open or mapped lets go of it too.
+Its size never changes. Sealed means for ever: no process, the supervisor included, can change the content any
+more. So a reader needs to trust nobody. A region that is made resizable is never sealed: it is memory that
+workers use one after the other, and its owner says how much of it there is. Closing gives up the supervisor's own
+hold; the bytes are freed when the last process that has the region open or mapped lets go of it too.
 
 Implementations pass one contract test suite. None imports torch.
 """
@@ -43,7 +44,7 @@ class Region:
 
     Attributes:
         fd: the open descriptor; -1 once closed.
-        size_bytes: its size, which never changes.
+        size_bytes: its size.
         sealed: whether its content can never change again.
         name: for people who read ``/proc``; it identifies nothing.
     """
@@ -62,7 +63,7 @@ class Region:
 class RegionStore(Protocol):
     """Makes, seals and frees regions of one kind of memory. Not thread-safe: one reactor owns it."""
 
-    def create(self, size_bytes: int, name: str) -> Region:
+    def create(self, size_bytes: int, name: str, *, resizable: bool = False) -> Region:
         """Make an empty region, all zeros, that can be filled until it is sealed.
 
         Pages are allocated as they are written, not here; so this asks whether the memory is available but
@@ -71,6 +72,28 @@ class RegionStore(Protocol):
         Raises:
             RegionRefused: it does not fit into the memory that is available now.
             ValueError: `size_bytes` is not positive.
+        """
+        ...
+
+    def grow(self, region: Region, size_bytes: int) -> None:
+        """Make a resizable region larger.
+
+        Raises:
+            RegionRefused: what it is to grow by does not fit into the memory that is available now.
+            ValueError: it would not be larger, or the region is closed.
+            PermissionError: the region is not resizable.
+        """
+        ...
+
+    def empty(self, region: Region, kept_bytes: int) -> None:
+        """Give the pages behind the first ``kept_bytes`` back; they read as zeros, and the size stays.
+
+        A process that has written copies of its own of such pages keeps them, which cutting the region would not
+        let it.
+
+        Raises:
+            ValueError: the region is closed.
+            PermissionError: the region is sealed.
         """
         ...
 
@@ -104,6 +127,16 @@ def check_size(size_bytes: int) -> None:
     """
     if size_bytes <= 0:
         raise ValueError(f"a region of {size_bytes} bytes was asked for; it must have at least one")
+
+
+def check_grows(region: Region, size_bytes: int) -> None:
+    """Raise unless this size is more than a region has.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if size_bytes <= region.size_bytes:
+        raise ValueError(f"the region {region.name!r} has {region.size_bytes} bytes; {size_bytes} are no more")
 
 
 def check_open(region: Region) -> None:

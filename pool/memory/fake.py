@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import count
 
-from .base import Region, RegionBusy, RegionRefused, check_open, check_size
+from .base import Region, RegionBusy, RegionRefused, check_grows, check_open, check_size
 
 PAGE_BYTES = 4096
 
@@ -20,6 +20,7 @@ class _Bytes:
     """What lies behind a descriptor."""
 
     size_bytes: int
+    resizable: bool = False
     sealed: bool = False
     writable_mappings: int = 0
     #: Only pages that were written exist.
@@ -52,14 +53,33 @@ class FakeStore:
         """The descriptors that nobody closed: empty where nothing leaked."""
         return frozenset(self._files)
 
-    def create(self, size_bytes: int, name: str) -> Region:
+    def create(self, size_bytes: int, name: str, *, resizable: bool = False) -> Region:
         """Make an empty region; see `RegionStore.create`."""
         check_size(size_bytes)
         if size_bytes > self.available_bytes:
             raise RegionRefused(name, size_bytes, self.available_bytes)
         fd = next(self._next_fd)
-        self._files[fd] = _Bytes(size_bytes)
+        self._files[fd] = _Bytes(size_bytes, resizable)
         return Region(fd=fd, size_bytes=size_bytes, sealed=False, name=name)
+
+    def grow(self, region: Region, size_bytes: int) -> None:
+        """Make a region larger; see `RegionStore.grow`."""
+        check_open(region)
+        check_grows(region, size_bytes)
+        file = self._files[region.fd]
+        if not file.resizable:
+            raise PermissionError(f"the region {region.name!r} keeps its size")
+        if size_bytes - region.size_bytes > self.available_bytes:
+            raise RegionRefused(region.name, size_bytes - region.size_bytes, self.available_bytes)
+        file.size_bytes = region.size_bytes = size_bytes
+
+    def empty(self, region: Region, kept_bytes: int) -> None:
+        """Forget pages; see `RegionStore.empty`."""
+        check_open(region)
+        file = self._files[region.fd]
+        if file.sealed:
+            raise PermissionError(f"the region {region.name!r} is sealed")
+        file.pages = {page: content for page, content in file.pages.items() if page * PAGE_BYTES < kept_bytes}
 
     def seal(self, region: Region) -> None:
         """Make a region unchangeable; see `RegionStore.seal`."""

@@ -8,17 +8,22 @@ each process may write its own copy of a page.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import mmap
 import os
 from collections.abc import Iterator
+from typing import Final
 
-from .base import Region, RegionBusy, RegionRefused, check_open, check_size
+from .base import Region, RegionBusy, RegionRefused, check_grows, check_open, check_size
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 BLOCK_BYTES = 512
 """The unit of ``st_blocks``, whatever the page size."""
+
+_PUNCH_HOLE: Final = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE and FALLOC_FL_KEEP_SIZE, from <linux/falloc.h>
 
 
 class MemfdStore:
@@ -27,7 +32,7 @@ class MemfdStore:
     def __repr__(self) -> str:
         return "<MemfdStore>"
 
-    def create(self, size_bytes: int, name: str) -> Region:
+    def create(self, size_bytes: int, name: str, *, resizable: bool = False) -> Region:
         """Make an empty memfd of the given size; see `RegionStore.create`."""
         check_size(size_bytes)
         free_bytes = available_bytes()
@@ -36,11 +41,29 @@ class MemfdStore:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size_bytes)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            if not resizable:
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         except BaseException:
             os.close(fd)
             raise
         return Region(fd=fd, size_bytes=size_bytes, sealed=False, name=name)
+
+    def grow(self, region: Region, size_bytes: int) -> None:
+        """Extend the file; see `RegionStore.grow`."""
+        check_open(region)
+        check_grows(region, size_bytes)
+        more_bytes, free_bytes = size_bytes - region.size_bytes, available_bytes()
+        if more_bytes > free_bytes:
+            raise RegionRefused(region.name, more_bytes, free_bytes)
+        os.ftruncate(region.fd, size_bytes)
+        region.size_bytes = size_bytes
+
+    def empty(self, region: Region, kept_bytes: int) -> None:
+        """Punch a hole from there to the end; see `RegionStore.empty`."""
+        check_open(region)
+        start_bytes = -(-kept_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        if start_bytes < region.size_bytes:
+            _punch_hole(region.fd, start_bytes, region.size_bytes - start_bytes)
 
     def seal(self, region: Region) -> None:
         """Seal against writing, growing, shrinking and further sealing; see `RegionStore.seal`."""
@@ -68,6 +91,15 @@ class MemfdStore:
         if region.is_open:
             fd, region.fd = region.fd, -1
             os.close(fd)
+
+
+def _punch_hole(fd: int, offset_bytes: int, size_bytes: int) -> None:
+    """Call fallocate(2), which the `os` module does not have."""
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if fallocate(fd, _PUNCH_HOLE, offset_bytes, size_bytes):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def available_bytes(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int:

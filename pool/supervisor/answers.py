@@ -14,6 +14,7 @@ from ..config import Settings
 from ..core.accounting import WeightsAccount, account_of
 from ..core.core import Core
 from ..core.weights import Model
+from ..core.workspace import Ring
 from .processes import Processes
 from .reactor import Reactor
 from .sampler import ProcessMemory, Sampler
@@ -112,9 +113,46 @@ class Answers:
                 for worker in fleet.workers
             ],
             "models": self._models(),
-            "fallbacks": [f"{name}: {reason}" for name, reason in fleet.refused.items()],
+            "rings": [self._ring(ring) for ring in self._core.workspace.rings.values()],
+            "mailboxes": self._mailboxes(),
+            "fallbacks": self._fallbacks(),
             "notes": list(self.notes),
         }
+
+    def _mailboxes(self) -> dict[str, int]:
+        mailboxes = self._core.mailboxes
+        return {
+            "clients": mailboxes.clients,
+            "granted_bytes": mailboxes.granted_bytes,
+            "total_bytes": mailboxes.budget.total_bytes,
+            "refused": mailboxes.refused,
+            "inline": mailboxes.inline,
+        }
+
+    def _ring(self, ring: Ring) -> dict[str, Any]:
+        sets, stateful = self._core.library.holdings.sets, self._core.workspace.stateful
+        needs: dict[str, int] = {}
+        for number, need_bytes in ring.needs_bytes.items():
+            name = sets[number].load.name
+            needs[name] = max(need_bytes, needs.get(name, 0))
+        return {
+            "name": ring.name,
+            "slots": len(ring.slots),
+            "size_bytes": ring.size_bytes,
+            "allocated_bytes": self._shelf.allocated_bytes([slot.region for slot in ring.slots.values()]),
+            "spilled_bytes": ring.spilled_bytes,
+            "spills": ring.spills,
+            "needs_bytes": needs,
+            "stateful": sorted(sets[number].load.name for number in stateful & ring.needs_bytes.keys()),
+        }
+
+    def _fallbacks(self) -> list[str]:
+        library = self._core.library
+        modules = list(self._core.fleet.zygote.refused.items())
+        models = [(library.holdings.sets[one].load.name, why) for one, why in library.warming.refused.items()]
+        without = self._core.workspace.without
+        slots = [("slots", f"runs take private memory: {without}")] if without else []
+        return [f"{name}: {reason}" for name, reason in modules + models + slots]
 
     def _roles(self) -> dict[int, str]:
         roles = {os.getpid(): "supervisor"}
@@ -128,7 +166,9 @@ class Answers:
     def _memory(self, roles: dict[int, str], measured: dict[int, ProcessMemory]) -> dict[str, Any]:
         holdings = self._core.library.holdings
         accounts = [account_of(holdings, version) for version in holdings.sets.values()]
-        weights = self._shelf.allocated_bytes()
+        regions = self._shelf.allocated_bytes()
+        slots, mailboxes = self._shelf.allocated_bytes("slot"), self._shelf.allocated_bytes("mailbox")
+        weights = regions - slots - mailboxes
         processes = [
             {
                 "pid": pid,
@@ -140,13 +180,13 @@ class Answers:
             for pid, one in measured.items()
         ]
         return {
-            "total_bytes": sum(one.pss for one in measured.values()) + weights,
+            "total_bytes": sum(one.pss for one in measured.values()) + regions,
             "weights_bytes": weights,
             "weights_bytes_unshared": sum(one.size_bytes * len(one.version.holders) for one in accounts),
             "weights": [_weights(one) for one in accounts],
-            "slots_bytes": 0,
-            "mailboxes_bytes": 0,
-            "spilled_bytes": 0,
+            "slots_bytes": slots,
+            "mailboxes_bytes": mailboxes,
+            "spilled_bytes": sum(ring.spilled_bytes for ring in self._core.workspace.rings.values()),
             "processes": processes,
         }
 

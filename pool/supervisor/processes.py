@@ -15,13 +15,14 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ...protocol.channel import Channel, Delivery
 from ...protocol.errors import InvalidRequest
 from ...protocol.messages import ForkChild, Leave
-from ..config import Settings, zygote_environment
+from .. import environment
+from ..config import Settings
 from .reactor import Reactor
 
 _BEGUN: Final = struct.Struct("<q")
@@ -118,7 +119,7 @@ class Processes:
             stdout=output_write,
             stderr=output_write,
             pass_fds=(theirs.fileno(), self._life_read),
-            env=zygote_environment(),
+            env=environment.zygote_environment(),
             start_new_session=True,
         )
         theirs.close()
@@ -132,7 +133,7 @@ class Processes:
         self._reactor.watch(output, lambda: self._read_output(None, output))
         self._reactor.watch(pidfd, self._zygote_exited)
 
-    def tell_zygote(self, message: Any, fds: tuple[int, ...] = ()) -> None:
+    def tell_zygote(self, message: Any, fds: Sequence[int] = ()) -> None:
         """Send the zygote a message; if it is just dying, its death will be told."""
         if self._zygote_channel is not None:
             with contextlib.suppress(OSError):
@@ -140,15 +141,27 @@ class Processes:
                 self._reactor.wants_to_write(self._zygote_channel)
 
     def _zygote_readable(self, *, until_empty: bool = False) -> None:
-        assert self._zygote_channel is not None
-        for delivery in self._zygote_channel.arrived(until_empty=until_empty):
-            self._zygote_said(delivery)
+        channel, zygote = self._zygote_channel, self._zygote
+        assert channel is not None
+        assert zygote is not None
+        try:
+            for delivery in channel.arrived(until_empty=until_empty):
+                self._zygote_said(delivery)
+                if self._zygote_channel is not channel:  # it was replaced because of that
+                    return
+        except (OSError, ValueError):  # it died with orders unread, or whatever it was, it is no zygote any more
+            zygote.kill()
+        if channel.is_at_end:
+            self._reactor.forget(channel.fileno())
 
     def _zygote_exited(self) -> None:
-        assert self._zygote is not None
+        zygote = self._zygote
+        assert zygote is not None
         self._zygote_readable(until_empty=True)
-        self._zygote.wait()
-        cause = describe_status(_status_of(self._zygote))
+        if self._zygote is not zygote:
+            return
+        zygote.wait()
+        cause = describe_status(_status_of(zygote))
         self._zygote_ended()
         self._zygote_died(cause)
 
@@ -164,8 +177,9 @@ class Processes:
             self._reactor.forget(fd)
             os.close(fd)
         self._zygote, self._zygote_channel, self._zygote_fds = None, None, []
-        for child in list(self.children.values()):
-            if child.pid == 0 or child.is_dead:
+        # A death that is told may have more children ordered from the zygote that is gone.
+        while orphans := [child for child in self.children.values() if child.pid == 0 or child.is_dead]:
+            for child in sorted(orphans, key=lambda one: one.pid):  # those first that never were
                 self._finish(child, child.cause or "unknown: the zygote died before it could tell")
 
     # --- children -------------------------------------------------------------------------------------------
@@ -182,7 +196,7 @@ class Processes:
         self.children[number] = child
         self._reactor.watch(ours.fileno(), lambda: self._readable(child), child.channel.flush)
         self._reactor.watch(output, lambda: self._read_output(child, output))
-        settings = {"threads": self._settings.threads, "index": index}
+        settings = {"threads": self._settings.threads, "index": index, "cores": self._settings.seat_cores}
         self.tell_zygote(ForkChild(number, role, settings), (theirs.fileno(), output_write, self._begun_fd))
         theirs.close()
         os.close(output_write)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ...protocol.errors import InvalidRequest, LoadFailed, OutOfBudget
 from ...protocol.messages import RegionsGranted
 from ..core import events
-from ..core.instructions import GrantRegions
+from ..core.instructions import EmptyRegion, GrantRegions, GrowRegion, MakeRegion
 from ..core.regions import FillerKey
 from ..memory.base import Region, RegionBusy, RegionRefused, RegionStore
 from ..memory.files import FileRegion, identity_of
@@ -46,6 +46,7 @@ class Shelf:
         self._regions: dict[int, Region] = {}
         self._files: dict[int, FileRegion] = {}
         self._filling: dict[int, FillerKey] = {}
+        self._uses: dict[int, str] = {}  # of those that are not weights
         self._offered: list[FileRegion] = []
         self._is_looking = False
 
@@ -108,10 +109,37 @@ class Shelf:
                 fds.append(self._regions[grant.number].fd)
         self._send(one.filler, RegionsGranted([[grant.number, grant.state] for grant in one.grants]), fds)
 
+    def make(self, one: MakeRegion) -> None:
+        """Make a region that is written all the time."""
+        try:
+            region = self._store.create(one.size_bytes, f"onecopy-{one.use}", resizable=one.use == "slot")
+        except (RegionRefused, OSError) as error:
+            self._feed(events.RegionFailed(one.region, OutOfBudget(str(error)).to_record()))
+            return
+        self._regions[one.region] = region
+        self._uses[one.region] = one.use
+        self._feed(events.RegionMade(one.region, one.size_bytes))
+
+    def grow(self, one: GrowRegion) -> None:
+        """Make a region larger."""
+        try:
+            self._store.grow(self._regions[one.region], one.size_bytes)
+        except (RegionRefused, OSError) as error:
+            self._feed(events.RegionFailed(one.region, OutOfBudget(str(error)).to_record()))
+            return
+        self._feed(events.RegionMade(one.region, one.size_bytes))
+
+    def empty(self, one: EmptyRegion) -> None:
+        """Give pages of a region back."""
+        self._store.empty(self._regions[one.region], one.kept_bytes)
+
     def free(self, numbers: tuple[int, ...]) -> None:
         """Let go of regions; of those that could not be made there is nothing to let go."""
         for number in numbers:
             self._filling.pop(number, None)
+            if self._uses.pop(number, None) == "slot" and number in self._regions:
+                # What a worker has taken out of it holds on to the file, but not to these pages.
+                self._store.empty(self._regions[number], 0)
             if number in self._files:
                 self._files.pop(number).close()
             elif number in self._regions:
@@ -123,9 +151,13 @@ class Shelf:
             self._files[number].fd if number in self._files else self._regions[number].fd for number in numbers
         ]
 
-    def allocated_bytes(self) -> int:
-        """Return how much memory all regions take; files take none."""
-        return sum(self._store.allocated_bytes(region) for region in self._regions.values())
+    def allocated_bytes(self, which: str | Sequence[int] | None = None) -> int:
+        """Return how much memory regions take: all, those of one use, or these; files take none."""
+        numbers = self._regions if which is None else which
+        if isinstance(numbers, str):
+            numbers = [number for number, use in self._uses.items() if use == numbers]
+        found = [self._regions[number] for number in numbers if number in self._regions]
+        return sum(self._store.allocated_bytes(region) for region in found)
 
     def changed_files(self) -> list[str]:
         """Look at the files that are regions; tell of those that are not what they were."""

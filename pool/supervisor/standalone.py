@@ -7,8 +7,9 @@ import os
 import sys
 
 from ...protocol.errors import PoolError
-from ..config import ConfigError, default_directory, read_toml
+from ..config import ConfigError, read_toml
 from ..core import events
+from ..environment import default_directory
 from ..runtime import RuntimeDirectory
 from ..sources import load_by_name
 from .supervisor import Supervisor

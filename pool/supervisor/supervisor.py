@@ -19,14 +19,19 @@ from ...protocol import messages
 from ...protocol.channel import Channel, Delivery
 from ...protocol.errors import InvalidRequest, PoolError
 from ...protocol.manifest import Manifest
+from .. import environment
 from ..config import Settings, check_name
 from ..core import events, instructions
 from ..core.core import Core
+from ..core.mailboxes import Budget
 from ..memory.memfd import MemfdStore
 from ..runtime import CONTROL, REQUESTS, RuntimeDirectory
+from . import examples
 from .answers import Answers
 from .clients import ClientSockets, Peer, ipc_endpoint
 from .control import Connection, ControlServer
+from .history import History
+from .inbound import FROM_CALLER, FROM_CHILD, FROM_ZYGOTE
 from .logs import Line, Logs
 from .processes import Child, Processes
 from .reactor import Reactor
@@ -54,11 +59,12 @@ class Supervisor:
         self._is_handling = False
         self._connections: dict[Peer, Connection] = {}
         self._tokens: dict[bytes, Connection] = {}
-        self.core = Core(settings.workers, settings.slots)
         self._reactor = Reactor()
         self._shelf = Shelf(
             MemfdStore(), send=self._to_filler, feed=self.feed, note=self._note, call_at=self._reactor.call_at
         )
+        self._examples = examples.Examples(self.feed, self._note)
+        self._history = History(environment.history_path(), self._reactor.call_at, self._note)
         self._logs = Logs(self._tell_lines, lambda s, call: self._reactor.call_at(time.monotonic() + s, call))
         self._control = ControlServer(self._reactor, received=self._from_caller, ended=self._caller_ended)
         self._clients = ClientSockets(
@@ -79,6 +85,8 @@ class Supervisor:
             zygote_said=self._from_zygote,
             zygote_died=lambda cause: self.feed(events.ZygoteDied(cause)),
         )
+        mailboxes = Budget(settings.mailbox_bytes, settings.mailbox_total_bytes)
+        self.core = Core(settings.workers, settings.slots, self._history.known, mailboxes, settings.slot_bytes)
         self._answers = Answers(self.core, settings, self._processes, self._reactor, self._shelf)
         self._execute: dict[type, Callable[[Any], None]] = {
             instructions.ToClient: self._to_client,
@@ -89,12 +97,20 @@ class Supervisor:
             instructions.ForkChild: lambda one: self._processes.fork(one.child, one.role),
             instructions.SignalChild: lambda one: self._processes.signal(one.child, one.signal),
             instructions.GrantRegions: self._shelf.grant,
+            instructions.MakeRegion: self._shelf.make,
+            instructions.GrowRegion: self._shelf.grow,
+            instructions.EmptyRegion: self._shelf.empty,
+            instructions.Remember: self._history.remember,
             instructions.FreeRegions: lambda one: self._shelf.free(one.regions),
-            instructions.ToZygote: lambda one: self._processes.tell_zygote(one.message),
+            instructions.ToZygote: lambda one: self._processes.tell_zygote(
+                one.message, self._shelf.fds(one.regions)
+            ),
             instructions.ReplaceZygote: lambda _: self._processes.start_zygote(),
             instructions.Report: lambda one: self._note(one.text),
             instructions.Finish: lambda _: self._reactor.stop(),
         }
+        if self._history.complaint:
+            self._note(self._history.complaint)
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -152,6 +168,7 @@ class Supervisor:
         self.feed(events.StopAsked(drain=True))
 
     def _close(self) -> None:
+        self._history.write()
         self._logs.flush()
         self._clients.close(_LINGER_MS)
         self._processes.close()
@@ -167,7 +184,7 @@ class Supervisor:
         connection = self._tokens.pop(token, None)
         if connection is not None:
             self._connections[peer] = connection
-        self.feed(events.ClientJoined(peer))
+        self.feed(events.ClientJoined(peer, connection))
 
     def _client_left(self, peer: Peer) -> None:
         self._connections.pop(peer, None)
@@ -188,9 +205,12 @@ class Supervisor:
         if isinstance(answer, PoolError):
             self._clients.send(peer, messages.Failed(number, answer.to_record()), [])
         else:
-            self._clients.send(peer, messages.Reply(number, answer), [])
+            self._clients.send(peer, messages.Reply(number, answer, []), [])
 
     def _to_client(self, one: instructions.ToClient) -> None:
+        if one.client == examples.CLIENT:
+            self._examples.answered(one.message)
+            return
         self._clients.send(one.client, one.message, one.buffers)
 
     # --- local processes ------------------------------------------------------------------------------------
@@ -211,21 +231,17 @@ class Supervisor:
             self._control.send(caller, messages.Admitted(token, endpoint, self.settings.name))
         elif isinstance(message, messages.LoadModel):
             self._declare(caller, message)
-        elif isinstance(message, messages.UnloadModel):
-            self.feed(events.ModelRemoved(caller, message.name))
-        elif isinstance(message, messages.AttachModel):
-            self.feed(events.ModelWanted(caller, message.name))
         elif isinstance(message, messages.NeedRegions):
             self._shelf.need(caller, message.wants)
         elif isinstance(message, messages.RegionsFilled):
             self._shelf.filled(caller, message.regions)
-        elif isinstance(message, messages.StopPool):
-            self.feed(events.StopAsked(message.drain))
         elif isinstance(message, messages.FollowLogs):
             caller.follows_logs = message.follow
             self._control.send(caller, messages.LogLines([list(line) for line in self._logs.kept]))
             if not message.follow:
                 self._control.send(caller, messages.Done("logs"))
+        elif type(message) in FROM_CALLER:
+            self.feed(FROM_CALLER[type(message)](caller, message))
         else:
             raise InvalidRequest(f"{type(message).__name__} is not for this socket")
 
@@ -249,6 +265,7 @@ class Supervisor:
             self.feed(events.FillingFailed(caller, error.to_record()))
             return
         self.feed(events.ModelDeclared(caller, load))
+        self._examples.run(load)
 
     def _tell_lines(self, lines: list[Line]) -> None:
         plain = messages.LogLines([list(line) for line in lines])
@@ -272,10 +289,8 @@ class Supervisor:
                 self.feed(events.ChildForked(message.child, message.pid))
         elif isinstance(message, messages.Exited):
             self._processes.exited(message.child, message.status)
-        elif isinstance(message, messages.Adopted):
-            self.feed(events.ModulesAdopted(message.generation, message.refused, message.threads))
-        elif isinstance(message, messages.ZygoteReady):
-            self.feed(events.ZygoteReady())
+        elif type(message) in FROM_ZYGOTE:
+            self.feed(FROM_ZYGOTE[type(message)](None, message))
 
     def _from_child(self, child: Child, delivery: Delivery) -> None:
         message, number = delivery.message, child.number
@@ -285,27 +300,22 @@ class Supervisor:
         if isinstance(message, messages.Ran):
             child.ran_last = self.core.attempts.running_on(message.attempt)
             ended = events.AttemptEnded(
-                number, message.attempt, message.seconds, message.body, delivery.buffers, None
+                number, message.attempt, message.seconds, message.body, message.places, delivery.buffers, None
             )
             self.feed(ended)
         elif isinstance(message, messages.RunFailed):
             child.ran_last = self.core.attempts.running_on(message.attempt)
-            self.feed(events.AttemptEnded(number, message.attempt, message.seconds, b"", [], message.error))
-        elif isinstance(message, messages.Thawed):
-            self.feed(events.SetThawed(number, message.weight_set, message.private_bytes, message.opaque, None))
+            self.feed(events.AttemptEnded(number, message.attempt, message.seconds, b"", [], [], message.error))
         elif isinstance(message, messages.ThawFailed):
-            self._note(f"worker {child.pid} cannot thaw: {message.error.get('message', '')}")
+            if child.role == "worker":  # what comes of a trial the core reports
+                self._note(f"worker {child.pid} cannot thaw: {message.error.get('message', '')}")
             self.feed(events.SetThawed(number, message.weight_set, 0, {}, message.error))
-        elif isinstance(message, messages.Forgot):
-            self.feed(events.SetForgotten(number, message.weight_set, message.unmapped))
         elif isinstance(message, messages.NeedRegions):
             self._shelf.need(number, message.wants)
         elif isinstance(message, messages.RegionsFilled):
             self._shelf.filled(number, message.regions)
-        elif isinstance(message, messages.ModelBuilt):
-            self.feed(events.ModelBuilt(number, message))
-        elif isinstance(message, messages.BuildFailed):
-            self.feed(events.BuildFailed(number, message.error))
+        elif type(message) in FROM_CHILD:
+            self.feed(FROM_CHILD[type(message)](number, message))
 
     def _child_died(self, child: Child, cause: str, begun: int) -> None:
         self._logs.ended(child.number, lambda: self._source(child))

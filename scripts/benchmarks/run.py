@@ -18,9 +18,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import activations
+import forwards
 import memory
 import numpy as np
 import psutil
+import tensors
 import torch
 import weights
 import zmq
@@ -156,6 +159,9 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "start": start,
     "memory": memory.measure,
     "weights": weights.measure,
+    "forwards": forwards.measure,
+    "activations": activations.measure,
+    "tensors": tensors.measure,
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from core.mailing import Lent, check_mailboxes
 from onecopy.pool.core import events, instructions
 from onecopy.pool.core.core import Core
 from onecopy.pool.core.fleet import MAX_LOADERS
@@ -49,6 +50,8 @@ class Given:
 
     key: Key
     weight_set: int
+    seat: int
+    slot: int
 
 
 @dataclass
@@ -60,6 +63,9 @@ class Books:
     queues: dict[str, deque[Key]] = field(default_factory=dict)
     held: dict[int, dict[int, Given]] = field(default_factory=dict)
     thawed: dict[int, set[int]] = field(default_factory=dict)
+    zygote: set[int] = field(default_factory=set)  # the weight sets that it has
+    thawing: int = 0  # the one that it is about to have
+    lost_slots: set[int] = field(default_factory=set)
     callers: dict[object, str] = field(default_factory=dict)
     refused: int = 0
     finished: int = 0
@@ -77,19 +83,33 @@ class Books:
             expected = self._ended(event)
         elif isinstance(event, events.ChildExited):
             expected = self._exited(event)
+        elif isinstance(event, events.ZygoteDied):
+            self._lost_zygote()
+        elif isinstance(event, events.SetAdopted):
+            self.zygote |= {self.thawing} if event.error is None else set()
+            self.thawing = 0
         elif isinstance(event, events.SetForgotten) and event.unmapped:
             self.thawed.get(event.child, set()).discard(event.weight_set)
         elif isinstance(event, events.ModelDeclared | events.ModelRemoved | events.ModelWanted):
             assert event.caller not in self.callers, "tests must not use a caller twice"
             self.callers[event.caller] = ""
+        elif isinstance(event, events.MailboxWanted):  # one caller asks for several, one after the other
+            self.callers[event.caller] = ""
         elif isinstance(event, events.CallerLeft) and self.callers.get(event.caller) == "":
             self.callers[event.caller] = "gone"
         for one in out:
             assert not self.finished, f"{one} after Finish"
-            if isinstance(one, instructions.ToClient):
+            if isinstance(one, instructions.ToClient) and not isinstance(one.message, messages.Released):
                 self._answered(event, one, new)
             elif isinstance(one, instructions.ToChild):
                 self._sent(one)
+            elif isinstance(one, instructions.ForkChild):
+                assert not self.thawing, "a child is forked behind a thaw, and may or may not inherit it"
+                self.thawed[one.child] = set(self.zygote)
+            elif isinstance(one, instructions.ToZygote) and isinstance(one.message, messages.Thaw):
+                self.thawing = one.message.weight_set
+            elif isinstance(one, instructions.ReplaceZygote):
+                self._lost_zygote()
             elif isinstance(one, instructions.ToCaller):
                 assert self.callers[one.caller] == "", f"{one.caller} is answered twice"
                 self.callers[one.caller] = type(one.message).__name__
@@ -121,6 +141,7 @@ class Books:
         """Put back what the worker held, in order; return what has died too often."""
         self.thawed.pop(event.child, None)
         held = self.held.pop(event.child, {})
+        self.lost_slots |= {given.slot for given in held.values() if given.slot}
         failing: set[Key] = set()
         for attempt, given in reversed(held.items()):
             asked = self.asked.get(given.key)
@@ -157,6 +178,10 @@ class Books:
         if key in self.queues[asked.model]:
             self.queues[asked.model].remove(key)
 
+    def _lost_zygote(self) -> None:
+        self.zygote.clear()
+        self.thawing = 0
+
     def _sent(self, one: instructions.ToChild) -> None:
         if isinstance(one.message, messages.Thaw):
             given = self.thawed.setdefault(one.child, set())
@@ -164,8 +189,14 @@ class Books:
             given.add(one.message.weight_set)
         elif isinstance(one.message, messages.Run):
             self._handed(one.child, one.message)
+        elif isinstance(one.message, messages.Leave) and not self.core.stopping:
+            workers = self.core.fleet.workers
+            up = [worker for worker in workers if worker.life.state in ("idle", "busy")]
+            assert len(up) >= workers.wanted, f"worker {one.child} goes before its successor is there"
 
     def _handed(self, child: int, run: messages.Run) -> None:
+        version = self.core.library.holdings.sets[run.weight_set]
+        assert self.core.fleet.workers.get(child).generation >= version.generation, f"{child} lacks its modules"
         assert run.weight_set in self.thawed.get(child, set()), f"worker {child} does not have {run.weight_set}"
         model = self.core.library.holdings.sets[run.weight_set].load.name
         key = self.queues[model].popleft()
@@ -173,15 +204,27 @@ class Books:
         assert run.body == asked.body, f"{key} is the oldest of {model}, but {run.body!r} was handed out"
         assert asked.attempt == 0, f"{key} is handed out twice"
         asked.attempt = run.attempt
-        self.held.setdefault(child, {})[run.attempt] = Given(key, run.weight_set)
+        self._seated(child, run)
+        self.held.setdefault(child, {})[run.attempt] = Given(key, run.weight_set, run.seat, run.slot)
+
+    def _seated(self, child: int, run: messages.Run) -> None:
+        """A worker keeps its seat as long as it has work; no two have the same, or a slot that one has died in."""
+        others = [given for other, held in self.held.items() if other != child for given in held.values()]
+        mine = self.held.get(child, {}).values()
+        assert run.seat not in {given.seat for given in others}, f"two workers sit on {run.seat}"
+        assert {given.seat for given in mine} <= {run.seat}, f"worker {child} moves while it has work"
+        if run.slot:
+            assert run.slot not in {given.slot for given in others}, f"two workers run in slot {run.slot}"
+            assert run.slot not in self.lost_slots, f"somebody died in slot {run.slot}"
 
 
 class CheckedCore:
     """A core, its clock, and the checks."""
 
-    def __init__(self, workers: int = 1, slots: int = 0) -> None:
-        self.core = Core(workers, slots or workers)
+    def __init__(self, workers: int = 1, slots: int = 0, **options: object) -> None:
+        self.core = Core(workers, slots or workers, **options)
         self.books = Books(self.core)
+        self.lent = Lent(self.books)
         self.now = 1000.0
         self.story: deque[str] = deque(maxlen=_STORY_LENGTH)
 
@@ -192,11 +235,15 @@ class CheckedCore:
             out = self.core.handle(event, self.now)
             self.story.extend(f"    -> {one}" for one in out)
             self.books.take(event, out)
+            self.lent.take(event, out)
             check_requests(self.core, self.books)
             check_workers(self.core, self.books)
             check_assignment(self.core)
             check_models(self.core)
+            check_warmth(self.core, self.books)
             check_regions(self.core)
+            check_workspace(self.core)
+            check_mailboxes(self.core)
         except Exception as error:
             error.add_note("the story so far:\n" + "\n".join(self.story))
             raise
@@ -242,6 +289,8 @@ def check_workers(core: Core, books: Books) -> None:
         assert version.running == running.count(version.number)
         holders = {worker.child for worker in workers if version.number in worker.holds}
         assert version.holders == holders, f"{version} has holders {holders}"
+        assert version.holders <= {child for child, has in books.thawed.items() if version.number in has}
+        assert version.inheritors <= version.holders
         assert not holders or version.life.state in ("ready", "draining")
     for worker in workers:
         assert (worker.life.state == "busy") == bool(worker.outstanding)
@@ -250,18 +299,24 @@ def check_workers(core: Core, books: Books) -> None:
         assert sum(expected[:-1]) <= AHEAD_S + 1e-9 or len(expected) == 1
         assert worker.holds <= sets.keys(), f"{worker} holds what was freed"
         assert worker.thawing.keys() <= worker.holds
-    waiting_to_be_replaced = {one.child for one in workers if one.is_outdated and one.life.state == "idle"}
-    assert {one.child for one in workers.replaceable()} == waiting_to_be_replaced
+    outdated = {one.child: one for one in workers if one.is_outdated and one.life.state != "leaving"}
+    assert workers._outdated == outdated
+    assert workers._replaceable == {child: one for child, one in outdated.items() if one.life.state == "idle"}
+    assert workers._starting == sum(one.life.state == "starting" for one in workers)
+    assert workers.staying <= workers.wanted + 1
 
 
 def check_assignment(core: Core) -> None:
     """Nothing waits that could run."""
+    if core.workspace.is_making:
+        return
     workers = core.fleet.workers
-    is_free = workers.busy < workers.slots and any(one.life.state == "idle" for one in workers)
-    has_room = [worker for worker in workers if worker.has_room]
     for model in core.library.models.values():
         if model.is_runnable:
+            able = [one for one in workers if one.generation >= model.current.generation]
+            is_free = workers.busy < workers.slots and any(one.life.state == "idle" for one in able)
             assert not is_free, f"{model} waits although a worker is idle"
+            has_room = [worker for worker in able if worker.has_room]
             assert not has_room, f"{model} waits although {has_room} may be handed more"
             assert model in core.attempts._runnable, f"{model} has work, but gets no turn"
 
@@ -275,16 +330,38 @@ def check_models(core: Core) -> None:
         assert not model.queue or model.current.is_ready or on_the_way, f"nothing will answer {model}"
         assert not (model.is_leaving and not model.unanswered), f"{model} should be gone"
     for version in library.holdings.sets.values():
-        is_held = version.holders or version.attached
+        is_held = version.is_mapped or version.attached
         assert version.life.state != "draining" or is_held, f"{version} should be freed"
         for caller in version.waiting_for_load + version.waiting_to_attach:
             assert _is_coming(core, version), f"{caller} waits for {version} in vain"
-    can_fork = fleet._zygote_is_ready and not fleet._in_flight and not fleet.is_dismissing
-    if can_fork:
+    if fleet.can_fork:
         assert not fleet._waiting_loaders or len(fleet._loaders) == MAX_LOADERS, "a loader is not forked"
-    if can_fork and fleet._resume_at == _INFINITY:
+        assert fleet.zygote.is_complete, "nobody has the zygote thaw what it lacks"
+        assert library.warming._trial or not library.warming._untried, "nobody tries what is to be warm"
+    if fleet.can_fork and not fleet.is_pausing:
         assert fleet.workers.missing <= 0, "workers are missing, and nobody forks them"
-        assert not fleet.workers.replaceable()
+        assert not fleet.workers.needs_successor, "a worker is outdated, and nobody replaces it"
+
+
+def check_warmth(core: Core, books: Books) -> None:
+    """Each warm weight set is in one place on its way into the zygote; who has inherited what is known."""
+    library, zygote = core.library, core.fleet.zygote
+    warming, sets = library.warming, library.holdings.sets
+    if core.fleet.is_dismissing:  # a zygote is not replaced any more, and goes soon
+        return
+    assert books.zygote == zygote.has.keys() <= zygote._wanted.keys()
+    assert books.thawing == (zygote._thawing.number if zygote._thawing else 0)
+    trying = [warming._trial.version.number] if warming._trial and warming._trial.is_open else []
+    places = [*warming._untried, *trying, *zygote._wanted, *warming.refused]
+    assert len(places) == len(set(places))
+    ready = {number for number, one in sets.items() if one.is_ready}
+    assert set(places) == {number for number in ready if sets[number].load.options.get("warm")}
+    for version in sets.values():
+        passing = {warming._trial.child} if warming._trial and version in warming._trial.holds else set()
+        assert version.passing == passing
+        if version.number in zygote.has:
+            lacking = {one.child for one in core.fleet.workers if one.life.state != "leaving"} - version.inheritors
+            assert all(core.fleet.workers.get(child).is_outdated for child in lacking)
 
 
 def check_regions(core: Core) -> None:
@@ -310,9 +387,34 @@ def check_regions(core: Core) -> None:
         assert not filling, f"{filler} waits for {number} and lets others wait for {filling}"
 
 
+def check_workspace(core: Core) -> None:
+    """Whoever has work has a seat, and its slots; slots are there for models, and only for them."""
+    workspace, workers = core.workspace, core.fleet.workers
+    assert workspace._seats.keys() == {worker.child for worker in workers if worker.outstanding}
+    taken = list(workspace._seats.values())
+    assert sorted(taken + workspace._free_seats) == list(range(workspace.seats))
+    known: set[int] = set()
+    for name, ring in workspace.rings.items():
+        assert ring.slots or ring.needs_bytes, f"{name} is a ring of nothing"
+        for number in ring.needs_bytes:
+            assert core.library.holdings.sets[number].workspace == name != "private"
+        for seat, slot in ring.slots.items():
+            known.add(slot.region)
+            assert workspace._by_region[slot.region] == (ring, seat)
+            assert slot.life.state in ("free", "leased")
+            assert slot.life.state == "free" or seat in taken, f"{slot} is leased by nobody"
+            assert ring.needs_bytes or slot.life.state == "leased", f"{slot} should be freed"
+            assert slot.mapped_by <= {worker.child for worker in workers}, f"{slot} is mapped by the dead"
+            assert slot.size_bytes <= slot.asked_bytes
+    assert workspace._by_region.keys() == known
+    assert workspace.stateful <= core.library.holdings.sets.keys()
+
+
 def _is_coming(core: Core, version: object) -> bool:
     fleet = core.fleet
     if version.life.state == "building":
         return version.loader in fleet._loaders or version.loader in fleet._waiting_loaders
-    is_importing = bool(fleet._in_flight) or not fleet._zygote_is_ready
-    return version.life.state == "adopting" and version.generation > fleet.generation and is_importing
+    is_importing = bool(fleet.zygote._in_flight) or not fleet.zygote.is_ready
+    # While it thaws it is told to import nothing; it does as soon as it has thawed.
+    is_importing = is_importing or fleet.zygote._thawing is not None
+    return version.life.state == "adopting" and version.generation > fleet.zygote.generation and is_importing

@@ -20,16 +20,25 @@ if TYPE_CHECKING:
 
 FORK_S = 0.008
 START_S = 0.5
+THAW_S = 0.02
 EXIT_S = 0.002
+
+
+NO = {"code": "load_failed", "message": "no", "details": {}}
 
 
 @dataclass
 class RunPlan:
-    """How the runs of one request go: each takes ``seconds``; the first ``kills`` end the worker midway."""
+    """How the runs of one request go: each takes ``seconds``; the first ``kills`` end the worker midway.
+
+    It needs ``peak_bytes`` of its slot, and keeps something there if it ``escapes``.
+    """
 
     seconds: float = 0.01
     kills: int = 0
     raises: bool = False
+    peak_bytes: int = 0
+    escapes: bool = False
 
 
 @dataclass
@@ -48,10 +57,15 @@ class Habits:
 
     modules: dict[str, str] = field(default_factory=dict)  # to "thread", "dies" or "raises"; others are harmless
     thaw_kills: set[str] = field(default_factory=set)
+    #: What models do when they are thawed: "thread" or "hangs"; or only in the zygote: "zygote: thread", "zygote:
+    #: hangs" or "zygote: dies".
+    thaws: dict[str, str] = field(default_factory=dict)
     thaw_fails: set[str] = field(default_factory=set)
     clings: set[str] = field(default_factory=set)  # something keeps their weights mapped
     stubborn: set[int] = field(default_factory=set)  # signals that processes survive
     zygote_fails: int = 0  # how many zygotes die before they are ready
+    without_slots: str = ""
+    refused_uses: set[str] = field(default_factory=set)  # for "slot" or "mailbox" there is no memory
 
 
 class Zygote:
@@ -63,10 +77,16 @@ class Zygote:
         self.is_busy = True
         self.orders: deque[object] = deque()
         self.imported: set[str] = set()
+        self.mapped: dict[int, tuple[str, tuple[object, ...]]] = {}  # or about to be
+        self.thawed: set[int] = set()
         self.threads = 1
         world.call_in(START_S, self._up)
 
-    def order(self, one: object) -> None:
+    def order(self, one: object, regions: tuple[object, ...] = ()) -> None:
+        if isinstance(one, messages.Thaw):
+            assert self.world.are_open(regions), "freed regions are handed over"
+            assert one.weight_set not in self.mapped, "the zygote thaws what it has"
+            self.mapped[one.weight_set] = (one.model, regions)
         self.orders.append(one)
         self._next()
 
@@ -78,7 +98,7 @@ class Zygote:
             self.world.zygote_dies("exit code 1")
             return
         self.is_busy = False
-        self.world.feed(events.ZygoteReady())
+        self.world.feed(events.ZygoteReady(self.world.habits.without_slots))
         self._next()
 
     def _next(self) -> None:
@@ -89,6 +109,9 @@ class Zygote:
         if isinstance(one, messages.Adopt):
             new = sum(name not in self.imported for name in one.modules)
             self.world.call_in(0.001 + 0.1 * new, lambda: self._finish(one))
+        elif isinstance(one, messages.Thaw):
+            if "hangs" not in self.world.habits.thaws.get(one.model, ""):
+                self.world.call_in(THAW_S, lambda: self._finish(one))
         else:
             assert self.threads == 1, "it forks although it has a second thread"
             self.world.call_in(FORK_S, lambda: self._finish(one))
@@ -100,7 +123,10 @@ class Zygote:
         self.is_busy = False
         if isinstance(one, messages.Adopt):
             self._adopt(one)
+        elif isinstance(one, messages.Thaw):
+            self._thaw(one)
         else:
+            one.inherit({number: self.mapped[number] for number in self.thawed})
             one.fork()
         if self.is_alive:
             self._next()
@@ -123,6 +149,18 @@ class Zygote:
                 break
         self.world.feed(events.ModulesAdopted(order.generation, refused, self.threads))
 
+    def _thaw(self, order: messages.Thaw) -> None:
+        habits = self.world.habits
+        habit = habits.thaws.get(order.model, "")
+        if order.model in habits.thaw_kills or habit == "zygote: dies":
+            self.world.zygote_dies("SIGSEGV")
+            return
+        if "thread" in habit:
+            self.threads = 2
+        self.thawed.add(order.weight_set)
+        failed = order.model in habits.thaw_fails or "thread" in habit
+        self.world.feed(events.SetAdopted(order.weight_set, 7, {}, NO if failed else None))
+
 
 class Child:
     """A process from the order to fork it until its death was told."""
@@ -136,6 +174,10 @@ class Child:
         self.is_busy = False
         self.inbox: deque[object] = deque()
         self.begun = 0
+        self.cause = ""
+
+    def inherit(self, mapped: dict[int, tuple[str, tuple[object, ...]]]) -> None:
+        """Have what the zygote has mapped; a loader lets go of it at once."""
 
     def fork(self) -> None:
         if not self.is_alive:
@@ -162,7 +204,8 @@ class Child:
         """End; the supervisor tells the core a little later, when it has read everything."""
         if self.is_alive and self.pid:
             self.is_alive = False
-            self.world.call_in(told_in_s, lambda: self._tell(cause))
+            self.cause = cause
+            self.world.call_in(told_in_s, self.tell)
 
     def handle(self, message: object, regions: tuple[object, ...]) -> None:
         raise NotImplementedError
@@ -182,9 +225,10 @@ class Child:
         while self.pid and self.is_alive and not self.is_busy and self.inbox:
             self.handle(*self.inbox.popleft())
 
-    def _tell(self, cause: str) -> None:
-        self.world.child_is_gone(self.number)
-        self.world.feed(events.ChildExited(self.number, cause, self.begun, was_forked=True))
+    def tell(self) -> None:
+        """Let its death be known, unless it is."""
+        if self.world.child_is_gone(self.number):
+            self.world.feed(events.ChildExited(self.number, self.cause, self.begun, was_forked=True))
 
 
 class SimulatedLoader(Child):
@@ -232,25 +276,83 @@ class SimulatedLoader(Child):
         self.die("exit code 0", told_in_s=EXIT_S)
 
 
-class SimulatedWorker(Child):
-    role = "worker"
+class SimulatedThawer(Child):
+    """Has weight sets mapped, some of them from the start."""
 
     def __init__(self, world: World, number: int) -> None:
         super().__init__(world, number)
         self.mapped: dict[int, tuple[str, tuple[object, ...]]] = {}
 
+    def inherit(self, mapped: dict[int, tuple[str, tuple[object, ...]]]) -> None:
+        self.mapped.update(mapped)
+
+    def thaw(self, order: messages.Thaw, regions: tuple[object, ...]) -> None:
+        assert self.world.are_open(regions), "freed regions are handed over"
+        assert order.weight_set not in self.mapped, "what is there already is handed over"
+        self.mapped[order.weight_set] = (order.model, regions)
+        if order.eager:
+            self.later(THAW_S, lambda: self._thawed(order))
+
+    def _thawed(self, order: messages.Thaw) -> None:
+        if order.model in self.world.habits.thaw_kills:
+            self.die("SIGSEGV")
+            return
+        failed = order.model in self.world.habits.thaw_fails
+        self.world.feed(events.SetThawed(self.number, order.weight_set, 0, {}, NO if failed else None))
+
+
+class SimulatedTrial(SimulatedThawer):
+    role = "trial"
+
+    def handle(self, message: object, regions: tuple[object, ...]) -> None:
+        assert isinstance(message, messages.Thaw)
+        habit = self.world.habits.thaws.get(message.model)
+        if habit == "hangs":
+            self.is_busy = True
+        else:
+            self.thaw(message, regions)
+
+    def _thawed(self, order: messages.Thaw) -> None:
+        if self.world.habits.thaws.get(order.model) == "thread":
+            self.world.feed(events.SetThawed(self.number, order.weight_set, 0, {}, NO))
+        else:
+            super()._thawed(order)
+        self.die("exit code 0", told_in_s=EXIT_S)
+
+
+class SimulatedWorker(SimulatedThawer):
+    role = "worker"
+
+    def __init__(self, world: World, number: int) -> None:
+        super().__init__(world, number)
+        self.slots: set[int] = set()
+        self.mailboxes: set[int] = set()
+
     def handle(self, message: object, regions: tuple[object, ...]) -> None:
         if isinstance(message, messages.Thaw):
-            assert self.world.are_open(regions), "freed regions are handed over"
-            self.mapped[message.weight_set] = (message.model, regions)
-            if message.eager:
-                self.later(0.02, lambda: self._thawed(message))
+            self.thaw(message, regions)
         elif isinstance(message, messages.Run):
             plan = self.world.run_plans[message.body]
             self.begun = message.attempt
             model, regions = self.mapped[message.weight_set]
             assert self.world.are_open(regions), "it runs on freed regions"
+            if message.slot:
+                assert message.slot in self.slots, "it runs in a slot that it does not have"
+                assert 0 < message.limit_bytes <= self.world.regions[message.slot].size_bytes
+            self.world.mailing.touched(message, self.mailboxes)
             self.later(plan.seconds, lambda: self._ran(message, model, plan))
+        elif isinstance(message, messages.MapSlot):
+            assert message.slot not in self.slots, "a slot is handed over twice"
+            assert regions == (message.slot,)
+            self.slots.add(message.slot)
+        elif isinstance(message, messages.UnmapSlot):
+            self.slots.remove(message.slot)
+        elif isinstance(message, messages.MapMailbox):
+            assert message.mailbox not in self.mailboxes, "a mailbox is handed over twice"
+            assert regions == (message.mailbox,)
+            self.mailboxes.add(message.mailbox)
+        elif isinstance(message, messages.UnmapMailbox):
+            self.mailboxes.remove(message.mailbox)
         elif isinstance(message, messages.Forget):
             model, _ = self.mapped[message.weight_set]
             is_unmapped = model not in self.world.habits.clings
@@ -262,22 +364,20 @@ class SimulatedWorker(Child):
             self.is_busy = True
             self.world.call_in(EXIT_S, lambda: self.die("exit code 0"))
 
-    def _thawed(self, order: messages.Thaw) -> None:
-        if order.model in self.world.habits.thaw_kills:
-            self.die("SIGSEGV")
-            return
-        failed = order.model in self.world.habits.thaw_fails
-        error = {"code": "load_failed", "message": "no", "details": {}} if failed else None
-        self.world.feed(events.SetThawed(self.number, order.weight_set, 0, {}, error))
-
     def _ran(self, order: messages.Run, model: str, plan: RunPlan) -> None:
+        self.world.mailing.touched(order, self.mailboxes)
         if plan.kills or model in self.world.habits.thaw_kills:
             plan.kills = max(0, plan.kills - 1)
             self.die("SIGSEGV")
             return
+        if order.slot and (plan.peak_bytes or plan.escapes):
+            spilled_bytes = max(0, plan.peak_bytes - order.limit_bytes)
+            footprint_bytes = plan.peak_bytes - spilled_bytes
+            used = messages.Used(order.weight_set, "x", footprint_bytes, spilled_bytes, 64 * plan.escapes)
+            self.world.feed(events.SlotUsed(self.number, used))
         error = {"code": "model_error", "message": "it raised", "details": {}} if plan.raises else None
         body = b"" if plan.raises else answer_to(order.body)
         # The answer is sent before the note of what has begun is cleared: a death in between may blame
         # an attempt that is answered already, so the events come in this order.
-        self.world.feed(events.AttemptEnded(self.number, order.attempt, plan.seconds, body, [], error))
+        self.world.feed(events.AttemptEnded(self.number, order.attempt, plan.seconds, body, [], [], error))
         self.begun = 0

@@ -2,9 +2,9 @@
 
 from core.told import Told, reply, run, thaw
 from onecopy.pool.core import events
-from onecopy.pool.core.instructions import ToChild
+from onecopy.pool.core.instructions import ForkChild, ToChild
 from onecopy.pool.core.workers import AHEAD_S, MAX_AHEAD
-from onecopy.protocol.messages import Run
+from onecopy.protocol.messages import Leave, Run
 
 
 def runs(out):
@@ -93,7 +93,7 @@ def test_models_take_turns():
 def test_a_weight_set_is_handed_to_a_worker_once():
     core = Told(workers=2).start("m")
     assert core.submit(1) == [thaw(2), run(2, 1, 1)]
-    assert core.submit(2) == [thaw(1), run(1, 2, 2)]
+    assert core.submit(2) == [thaw(1), run(1, 2, 2, seat=1)]
     core.ended(2, 1, 1)
     assert core.submit(3) == [run(2, 3, 3)]
 
@@ -119,11 +119,13 @@ def test_a_model_that_is_loaded_again_under_its_name_gets_its_turns():
     assert core.ended(1, 1, 1) == [reply(1), thaw(1, 3), run(1, 2, 3, weight_set=3)]
 
 
-def test_a_worker_that_is_to_be_replaced_is_handed_nothing_ahead_so_that_it_becomes_idle():
+def test_a_worker_is_handed_nothing_ahead_once_its_successor_is_there_so_that_it_becomes_idle():
     core = Told().start("m")
     measured(core, 0.0001)
     core.submit(1)
     core.core.fleet.workers.outdate(core.core.fleet.workers.get(1))
-    assert core.submit(2) == []
-    out = core.ended(1, 3, 1, seconds=0.0001)
-    assert not any(isinstance(one, ToChild) and isinstance(one.message, Run) for one in out)
+    assert core.submit(2) == [ForkChild(2, "worker"), run(1, 4, 2)]
+    assert core.forked(2) == []
+    assert core.submit(3) == []
+    assert core.ended(1, 3, 1) == [reply(1)]
+    assert core.ended(1, 4, 2)[1:] == [ToChild(1, Leave(), [], ()), thaw(2), run(2, 5, 3)]

@@ -3,6 +3,7 @@
 import signal
 
 import hypothesis.strategies as st
+from core.mailing import BUDGET
 from core.simulated import Habits, LoadPlan, RunPlan
 from core.world import World
 from hypothesis import HealthCheck, settings
@@ -20,6 +21,8 @@ RUNS = st.builds(
     seconds=st.sampled_from([0.01, 0.0001, 0.0, 1.0, 6.0]),
     kills=st.sampled_from([0, 0, 0, 1, 2]),
     raises=st.sampled_from([False, False, True]),
+    peak_bytes=st.sampled_from([0, 1 << 20, 100 << 20, 1 << 30]),
+    escapes=st.sampled_from([False, False, True]),
 )
 DIGESTS = st.sampled_from([b"", b"a" * 16, b"b" * 16])
 LOADS = st.builds(
@@ -29,6 +32,7 @@ LOADS = st.builds(
     modules=MODULES,
     wants=st.lists(st.tuples(st.sampled_from([100, 4096]), DIGESTS), max_size=3).map(tuple),
 )
+THAWS = st.sampled_from(["", "thread", "hangs", "zygote: thread", "zygote: hangs", "zygote: dies"])
 PLACES = st.integers(0, 7)
 #: In this time everything that can end has ended: the plans are finite, and so are the core's pauses.
 _LONG_S = 300.0
@@ -43,11 +47,13 @@ class PoolMachine(RuleBasedStateMachine):
     )  # fmt: skip
     def start(self, workers, slots, zygote_fails, is_cold, first, is_frozen):
         modules = {"threads": "thread", "deadly": "dies", "broken": "raises"}
-        self.world = World(workers, min(slots, workers), Habits(modules=modules, zygote_fails=zygote_fails))
+        habits = Habits(modules=modules, zygote_fails=zygote_fails)
+        self.world = World(workers, min(slots, workers), habits, mailboxes=BUDGET)
         self.submitted = []
         self.attached = []
-        self.world.join("ann")
-        self.world.join("bob")
+        for client in ("ann", "bob"):
+            self.world.join(client)
+            self.world.mailing.want(client, 4096)
         self.world.load("m1", frozen=is_frozen, plan=first)
         self.world.load("m2", eager=False)
         if not is_cold:
@@ -57,16 +63,31 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(
         client=CLIENTS, model=MODELS, plan=RUNS, retries=st.integers(0, 2),
-        timeout_s=st.sampled_from([0.0, 0.0, 0.005, 0.1, 2.0]),
+        timeout_s=st.sampled_from([0.0, 0.0, 0.005, 0.1, 2.0]), has_arrays=st.booleans(),
     )  # fmt: skip
-    def submit(self, client, model, plan, retries, timeout_s):
-        number = self.world.submit(model, client, timeout_s=timeout_s, retries=retries, plan=plan)
+    def submit(self, client, model, plan, retries, timeout_s, has_arrays):
+        number = self.world.submit(
+            model, client, timeout_s=timeout_s, retries=retries, plan=plan, has_arrays=has_arrays
+        )
         self.submitted.append((client, number))
 
-    @rule(model=MODELS, count=st.integers(2, 50), seconds=st.sampled_from([0.0001, 0.0, 0.01]))
-    def submit_many(self, model, count, seconds):
+    @rule(
+        model=MODELS, count=st.integers(2, 50), seconds=st.sampled_from([0.0001, 0.0, 0.01]),
+        has_arrays=st.booleans(),
+    )  # fmt: skip
+    def submit_many(self, model, count, seconds, has_arrays):
         for _ in range(count):
-            self.submitted.append(("ann", self.world.submit(model, plan=RunPlan(seconds), retries=1)))
+            plan = RunPlan(seconds)
+            number = self.world.submit(model, plan=plan, retries=1, has_arrays=has_arrays)
+            self.submitted.append(("ann", number))
+
+    @rule(client=CLIENTS, size_bytes=st.sampled_from([1, 4096, 4097, 8 * 4096, 17 * 4096, 0, -1]))
+    def want_mailbox(self, client, size_bytes):
+        self.world.mailing.want(client, size_bytes)
+
+    @rule(client=CLIENTS)
+    def return_mailbox(self, client):
+        self.world.mailing.give_back(client)
 
     @precondition(lambda self: self.submitted)
     @rule(place=PLACES, how=st.sampled_from(["cancel", "again"]))
@@ -75,19 +96,47 @@ class PoolMachine(RuleBasedStateMachine):
         if how == "cancel":
             self.world.feed(events.Cancelled(client, number))
         elif self.world.core.requests.find(client, number) is not None:
-            self.world.feed(events.Submitted(client, Submit(number, "m1", "", 0.0, 0, b"again"), []))
+            self.world.feed(events.Submitted(client, Submit(number, "m1", "", 0.0, 0, b"again", [], []), []))
 
-    @rule(client=CLIENTS, comes_back=st.booleans())
-    def leave(self, client, comes_back):
+    @rule(
+        client=CLIENTS, model=MODELS, gives_up=st.sampled_from(["cancel", "deadline", "death"]), dies=st.booleans()
+    )  # fmt: skip
+    def give_up_what_runs(self, client, model, gives_up, dies):
+        """What a worker has in its hands; or it dies with that."""
+        timeout_s = 0.02 if gives_up == "deadline" else 0.0
+        plan = RunPlan(0.1)
+        number = self.world.submit(model, client, timeout_s=timeout_s, retries=1, plan=plan, has_arrays=True)
+        self.world.pass_time(0.03)
+        if gives_up == "cancel":
+            self.world.feed(events.Cancelled(client, number))
+        elif gives_up == "death":
+            self.world.feed(events.ClientLeft(client))
+            self.world.mailing.ends(client)
+            self.world.join(client)
+            self.world.mailing.want(client, 4096)
+        for worker in self.world.workers() if dies else ():
+            worker.die("SIGKILL")
+
+    @rule(client=CLIENTS, dies=st.booleans(), comes_back=st.booleans())
+    def leave(self, client, dies, comes_back):
         self.world.feed(events.ClientLeft(client))
+        if dies or comes_back:
+            self.world.mailing.ends(client)
         if comes_back:
             self.world.join(client)
 
     # --- models ---------------------------------------------------------------------------------------------
 
-    @rule(model=MODELS, plan=LOADS, eager=st.booleans(), warm=st.booleans(), frozen=st.booleans())
-    def load(self, model, plan, eager, warm, frozen):
-        self.world.load(model, eager=eager, warm=warm, frozen=frozen, plan=plan)
+    @rule(
+        model=MODELS, plan=LOADS, eager=st.booleans(), warm=st.booleans(), frozen=st.booleans(),
+        workspace=st.sampled_from(["device", "device", "own", "private"]),
+    )  # fmt: skip
+    def load(self, model, plan, eager, warm, frozen, workspace):
+        self.world.load(model, eager=eager, warm=warm, frozen=frozen, workspace=workspace, plan=plan)
+
+    @rule(uses=st.sampled_from([set(), set(), {"slot"}, {"mailbox"}]))
+    def run_out_of_memory(self, uses):
+        self.world.habits.refused_uses = uses
 
     @rule(model=MODELS, comes_back=st.booleans())
     def unload(self, model, comes_back):
@@ -103,6 +152,10 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(place=PLACES)
     def detach(self, place):
         self.world.detach(self.attached.pop(place % len(self.attached)))
+
+    @rule(model=MODELS, habit=THAWS)
+    def change_thaws(self, model, habit):
+        self.world.habits.thaws[model] = habit
 
     @rule(habit=st.sampled_from(["thaw_kills", "thaw_fails", "clings"]), model=MODELS, has=st.booleans())
     def change_habits(self, habit, model, has):
@@ -176,6 +229,10 @@ class PoolMachine(RuleBasedStateMachine):
         world.pass_time(_LONG_S)
         for caller in self.attached:
             world.detach(caller)
+        assert not world.checked.lent.keys, "something is lent for ever"
+        for client in ("ann", "bob"):
+            world.mailing.ends(client)
+        assert not world.core.mailboxes.granted_bytes
         assert not world.core.library.holdings.sets, "\n".join(world.checked.story)
         assert not world.store.open_fds
         assert "" not in world.checked.books.callers.values(), "a caller was never answered"

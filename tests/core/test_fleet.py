@@ -2,7 +2,7 @@
 
 import pytest
 from core.simulated import Habits, LoadPlan, RunPlan
-from core.told import Told, build, done, load_of, run, thaw
+from core.told import Told, build, done, load_of, reply, run, thaw
 from core.world import World
 from onecopy.pool.core import events
 from onecopy.pool.core.fleet import EARLY_DEATH_S, FIRST_PAUSE_S, LONGEST_PAUSE_S
@@ -38,19 +38,42 @@ def test_modules_are_imported_before_the_model_is_ready_and_older_workers_are_re
     core = Told(workers=2).start()
     assert frozen(core, "m", "a", "b") == [adopt(1, "a", "b")]
     out = core.feed(events.ModulesAdopted(1, {}, 1))
-    assert out == [
-        done(("c", "m"), "loaded"), leave(1), leave(2), ForkChild(3, "worker"), ForkChild(4, "worker"),
-    ]  # fmt: skip
-    assert core.submit(1) == []
-    assert core.forked(3) == [thaw(3), run(3, 1, 1)]
+    assert out == [done(("c", "m"), "loaded"), ForkChild(3, "worker")]
+    assert core.forked(3) == [leave(1), ForkChild(4, "worker")]
+    assert core.submit(1) == [thaw(3), run(3, 1, 1)]
+    assert core.forked(4) == [leave(2)]
+
+
+def test_the_only_worker_answers_until_its_successor_is_there_but_not_for_a_model_whose_modules_it_lacks():
+    core = Told().start("m")
+    frozen(core, "n", "a")
+    assert core.feed(events.ModulesAdopted(1, {}, 1))[-1] == ForkChild(2, "worker")
+    assert core.submit(3, "n") == []
+    assert core.submit(1) == [thaw(1), run(1, 1, 1)]
+    assert core.ended(1, 1, 1) == [reply(1)]
+    assert core.submit(2) == [run(1, 2, 2)]
+    assert core.forked(2) == []
+    assert core.ended(1, 2, 2) == [reply(2), leave(1), thaw(2, 2, "n"), run(2, 3, 3, weight_set=2)]
 
 
 def test_a_busy_worker_of_an_older_generation_is_replaced_when_it_is_idle():
     core = Told().start("m")
     core.submit(1)
     frozen(core, "n", "a")
-    assert core.feed(events.ModulesAdopted(1, {}, 1)) == [done(("c", "n"), "loaded")]
-    assert core.ended(1, 1, 1)[1:] == [leave(1), ForkChild(2, "worker")]
+    assert core.feed(events.ModulesAdopted(1, {}, 1)) == [done(("c", "n"), "loaded"), ForkChild(2, "worker")]
+    assert core.forked(2) == []
+    assert core.ended(1, 1, 1)[1:] == [leave(1)]
+
+
+def test_a_busy_worker_holds_up_the_replacement_of_no_other():
+    core = Told(workers=3).start("m")
+    core.submit(1)
+    frozen(core, "n", "a")
+    core.feed(events.ModulesAdopted(1, {}, 1))
+    assert core.forked(4) == [leave(1), ForkChild(5, "worker")]
+    assert core.forked(5) == [leave(2), ForkChild(6, "worker")]
+    assert core.forked(6) == []
+    assert core.ended(3, 1, 1)[1:] == [leave(3)]
 
 
 def test_modules_that_come_while_others_are_imported_are_imported_after_them():
@@ -58,7 +81,7 @@ def test_modules_that_come_while_others_are_imported_are_imported_after_them():
     frozen(core, "m", "a")
     assert frozen(core, "n", "b") == []
     out = core.feed(events.ModulesAdopted(1, {}, 1))
-    assert out == [adopt(2, "a", "b"), done(("c", "m"), "loaded")]
+    assert out == [done(("c", "m"), "loaded"), adopt(2, "a", "b")]
     out = core.feed(events.ModulesAdopted(2, {}, 1))
     assert out[0] == done(("c", "n"), "loaded")
 
@@ -77,7 +100,7 @@ def test_a_module_that_cannot_be_imported_is_reported_and_the_model_is_ready_wit
     assert out[:2] == [
         Report("workers import a each on their own: no such module"), done(("c", "m"), "loaded"),
     ]  # fmt: skip
-    assert core.core.fleet.refused == {"a": "no such module"}
+    assert core.core.fleet.zygote.refused == {"a": "no such module"}
 
 
 def test_a_zygote_in_which_a_module_started_a_thread_is_replaced_by_one_that_does_without():
@@ -104,7 +127,7 @@ def test_a_loader_is_forked_before_the_next_import_begins():
     frozen(core, "n", "b")
     core.declare("o", "factory")
     out = core.feed(events.ModulesAdopted(1, {}, 1))
-    assert out[:3] == [*build(2, "o"), adopt(2, "a", "b")]
+    assert out == [done(("c", "m"), "loaded"), *build(2, "o"), adopt(2, "a", "b")]
 
 
 def test_a_model_all_of_whose_modules_are_refused_is_ready_all_the_same():
@@ -132,7 +155,7 @@ def test_a_zygote_that_dies_while_it_imports_is_replaced_and_the_second_time_doe
     assert without_reports(core.feed(events.ZygoteDied("SIGSEGV"))) == [ReplaceZygote()]
     assert core.feed(events.ZygoteReady()) == [adopt(1, "deadly")]
     core.feed(events.ZygoteDied("SIGSEGV"))
-    assert core.core.fleet.refused == {"deadly": "the zygote died (SIGSEGV) when it imported this"}
+    assert core.core.fleet.zygote.refused == {"deadly": "the zygote died (SIGSEGV) when it imported this"}
     assert core.wake(1.0) == [ReplaceZygote()]
     assert core.feed(events.ZygoteReady()) == [adopt(1)]
     assert done(("c", "n"), "loaded") in core.feed(events.ModulesAdopted(1, {}, 1))
@@ -147,7 +170,7 @@ def test_only_modules_that_were_being_imported_are_blamed_for_the_death_of_the_z
         core.feed(events.ZygoteDied("SIGSEGV"))
         core.wake(1.0)
         core.feed(events.ZygoteReady())
-    assert core.core.fleet.refused.keys() == {"deadly"}
+    assert core.core.fleet.zygote.refused.keys() == {"deadly"}
 
 
 def test_the_workers_go_on_while_there_is_no_zygote():
@@ -171,7 +194,7 @@ def test_a_loader_that_was_never_forked_is_ordered_from_the_next_zygote():
     assert core.feed(events.ChildExited(2, "unknown", 0, was_forked=False)) == []
     core.feed(events.ZygoteDied("SIGKILL"))
     core.wake(1.0)
-    assert core.feed(events.ZygoteReady()) == build(3)
+    assert core.feed(events.ZygoteReady("there are no slots here")) == build(3)
     assert core.built(3) == [done("c", "loaded")]
 
 
@@ -247,9 +270,9 @@ def test_there_are_never_more_than_twice_the_wanted_workers_even_if_old_ones_do_
     core = Told(workers=2).start()
     for generation in (1, 2, 3):
         frozen(core, f"m{generation}", f"module{generation}")
-        for one in core.feed(events.ModulesAdopted(generation, {}, 1)):
-            if isinstance(one, ForkChild):
-                core.forked(one.child)
+        out = core.feed(events.ModulesAdopted(generation, {}, 1))
+        while isinstance(out[-1], ForkChild):
+            out = [leave(0), *core.forked(out[-1].child)]
     assert len(core.core.fleet.workers) == 4
     assert core.exited(1) == [ForkChild(5, "worker")]
 
@@ -264,12 +287,4 @@ def test_everything_that_can_go_wrong_with_modules_leaves_all_models_running():
     world.pass_time(30.0)
     assert [world.outcome(caller) for caller in callers] == ["done"] * 4
     assert [world.code(number) for number in numbers] == ["reply"] * 4
-    assert world.core.fleet.refused.keys() == {"threads", "deadly", "broken"}
-
-
-def test_a_warm_model_is_not_thawed_by_workers_that_are_about_to_be_replaced():
-    core = Told(workers=2).start()
-    core.feed(events.ModelDeclared("c", load_of("m", modules=["a"], warm=True)))
-    out = without_reports(core.feed(events.ModulesAdopted(1, {}, 1)))
-    assert out[1:] == [leave(1), leave(2), ForkChild(3, "worker"), ForkChild(4, "worker")]
-    assert core.forked(3) == [thaw(3, eager=True, warm=True)]
+    assert world.core.fleet.zygote.refused.keys() == {"threads", "deadly", "broken"}

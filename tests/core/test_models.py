@@ -1,14 +1,14 @@
 """Models: loaded once when first needed, replaced between two requests, unloaded when all is answered."""
 
 import pytest
-from core.simulated import Habits, LoadPlan, RunPlan
+from core.simulated import LoadPlan, RunPlan
 from core.told import Told, build, codes, done, load_of, reply, run, thaw
 from core.world import World
 from onecopy.pool.core import events
 from onecopy.pool.core.fleet import MAX_LOADERS
 from onecopy.pool.core.instructions import ForkChild, FreeRegions, SignalChild, ToChild
 from onecopy.protocol.errors import LoadFailed
-from onecopy.protocol.messages import Forget, Submit
+from onecopy.protocol.messages import Forget, Leave, Submit
 
 FAILED = LoadFailed("it raised").to_record()
 
@@ -23,7 +23,7 @@ def test_a_model_is_loaded_when_it_is_first_needed_and_only_once():
     assert core.submit(1) == build(3)
     assert core.submit(2) == []
     assert core.built(3) == [
-        thaw(2, is_built=True), run(2, 1, 1), thaw(1, is_built=True), run(1, 2, 2),
+        thaw(2, is_built=True), run(2, 1, 1), thaw(1, is_built=True), run(1, 2, 2, seat=1),
     ]  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def test_unloading_frees_a_frozen_model_while_its_modules_are_being_imported():
     assert len(core.feed(events.ModelDeclared("c", load))) == 1
     out = core.feed(events.ModelRemoved("d", "m"))
     assert out[1:] == [FreeRegions((1,)), done("d", "unloaded")]
-    assert core.feed(events.ModulesAdopted(1, {}, 1))[0].message is not None
+    assert core.feed(events.ModulesAdopted(1, {}, 1)) == [ForkChild(2, "worker")]
 
 
 def test_a_request_of_a_client_that_left_does_not_keep_a_model_from_leaving():
@@ -215,30 +215,9 @@ def test_a_worker_in_which_something_holds_on_to_freed_weights_is_replaced():
     core.ended(1, 1, 1)
     core.feed(events.ModelRemoved("c", "m"))
     out = core.feed(events.SetForgotten(1, 1, unmapped=False))
-    assert [type(one.message).__name__ for one in out[:1]] == ["Leave"]
-    assert out[1:] == [ForkChild(2, "worker")]
+    assert out == [ForkChild(2, "worker")]
+    assert core.forked(2) == [ToChild(1, Leave(), [], ())]
     assert core.exited(1) == [done("c", "unloaded")]
-
-
-def test_a_warm_model_is_given_to_every_worker_at_once_and_to_those_forked_later():
-    core = Told(workers=2).start()
-    core.declare("m", warm=True)
-    assert all(1 in worker.holds for worker in core.core.fleet.workers)
-    core.exited(1)
-    core.wake(1.0)
-    assert core.forked(3) == [thaw(3, eager=True, warm=True)]
-
-
-def test_a_warm_model_that_kills_those_who_thaw_it_is_not_kept_warm_and_the_others_go_on():
-    world = World(workers=2, habits=Habits(thaw_kills={"bad"}))
-    world.join()
-    world.load("good", frozen=True)
-    world.load("bad", frozen=True, warm=True)
-    number = world.submit("good")
-    world.pass_time_until(lambda: world.code(number) == "reply", 5.0)
-    assert "bad is not kept warm" in world.reports[-1]
-    number = world.submit("bad")
-    world.pass_time_until(lambda: world.code(number) == "worker_died", 5.0)
 
 
 @pytest.mark.parametrize("outcome", ["fails", "dies", "refused"])
@@ -263,14 +242,14 @@ def test_replacing_a_model_under_load_loses_no_request_and_leaves_one_copy():
             world.pass_time(0.004)
     world.pass_time(5.0)
     assert {world.code(number) for number in numbers} == {"reply"}
-    assert len(world.store.open_fds) == len(LoadPlan().wants)
+    assert [one.name for one in world.regions.values()].count("weights") == len(LoadPlan().wants)
 
 
 def test_methods_come_from_the_request_or_else_from_the_model():
     core = Told().start()
     core.declare("m", method="encode")
     core.submit(1)
-    submit = Submit(2, "m", "decode", 0.0, 0, b"ann/2")
+    submit = Submit(2, "m", "decode", 0.0, 0, b"ann/2", [], [])
     core.feed(events.Submitted("ann", submit, []))
     core.ended(1, 1, 1)
     assert core.books.held[1].keys() == {2}

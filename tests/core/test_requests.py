@@ -46,7 +46,7 @@ def test_two_clients_may_use_one_number():
     core = Told(workers=2).start("m")
     core.feed(events.ClientJoined("bob"))
     core.submit(1)
-    assert core.submit(1, client="bob") == [thaw(1), run(1, 2, 1, client="bob")]
+    assert core.submit(1, client="bob") == [thaw(1), run(1, 2, 1, client="bob", seat=1)]
     assert core.ended(2, 1, 1) == [reply(1)]
 
 
@@ -151,7 +151,7 @@ def test_a_client_may_have_so_many_bytes_waiting_but_always_one_request(monkeypa
     core = Told().start("m")
 
     def submit(number, size_bytes):
-        submit = Submit(number, "m", "", 0.0, 0, f"ann/{number}".encode())
+        submit = Submit(number, "m", "", 0.0, 0, f"ann/{number}".encode(), [], [])
         return codes(core.feed(events.Submitted("ann", submit, [bytes(size_bytes)])))
 
     assert submit(1, 5000) == {}

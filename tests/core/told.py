@@ -10,13 +10,13 @@ from onecopy.protocol.messages import BuildModel, Done, Failed, LoadModel, Model
 class Told(CheckedCore):
     """A core of which client ``ann`` is known; nothing happens in it but what the test says."""
 
-    def __init__(self, workers: int = 1, slots: int = 0) -> None:
-        super().__init__(workers, slots)
+    def __init__(self, workers: int = 1, slots: int = 0, **options: object) -> None:
+        super().__init__(workers, slots, **options)
         self.feed(events.ClientJoined("ann"))
 
     def start(self, *models: str) -> "Told":
         """Let the zygote be ready, every worker be forked, and these models be loaded."""
-        for one in self.feed(events.ZygoteReady()):
+        for one in self.feed(events.ZygoteReady("there are none here")):
             assert isinstance(one, ForkChild)
             self.forked(one.child)
         for name in models:
@@ -51,7 +51,7 @@ class Told(CheckedCore):
     def submit(
         self, number: int, model: str = "m", *, timeout_s: float = 0.0, retries: int = 0, client: str = "ann"
     ):
-        submit = Submit(number, model, "", timeout_s, retries, body_of(client, number))
+        submit = Submit(number, model, "", timeout_s, retries, body_of(client, number), [], [])
         return self.feed(events.Submitted(client, submit, []))
 
     def ended(
@@ -59,7 +59,7 @@ class Told(CheckedCore):
     ):
         body = b"" if error else answer_to(body_of("ann", number))
         record = error.to_record() if error else None
-        return self.feed(events.AttemptEnded(child, attempt, seconds, body, [], record))
+        return self.feed(events.AttemptEnded(child, attempt, seconds, body, [], [], record))
 
     def wake(self, after_s: float) -> list[Instruction]:
         """Let time pass, and the core be woken a little later than it asked for."""
@@ -70,11 +70,14 @@ class Told(CheckedCore):
 def load_of(
     name: str, source: str = "frozen", *, eager: bool = True, modules: tuple[str, ...] = (), **options: object
 ):
-    return LoadModel(name, source, options, [], b"code", list(modules), [], [], eager)
+    return LoadModel(name, source, options, [], b"code", list(modules), [], [], eager, [])
 
 
-def run(child: int, attempt: int, number: int, weight_set: int = 1, client: str = "ann") -> ToChild:
-    return ToChild(child, Run(attempt, weight_set, "__call__", body_of(client, number)), [], ())
+def run(
+    child: int, attempt: int, number: int, weight_set: int = 1, client: str = "ann", *, seat: int = 0
+) -> ToChild:
+    body = body_of(client, number)
+    return ToChild(child, Run(attempt, weight_set, "__call__", body, [], [], seat, 0, 0), [], ())
 
 
 def thaw(child: int, weight_set: int = 1, name: str = "m", *, eager: bool = False, **options: object) -> ToChild:
@@ -88,7 +91,7 @@ def build(child: int, name: str = "m", **options: object) -> list[Instruction]:
 
 
 def reply(number: int) -> ToClient:
-    return ToClient("ann", Reply(number, answer_to(body_of("ann", number))), [])
+    return ToClient("ann", Reply(number, answer_to(body_of("ann", number)), []), [])
 
 
 def done(caller: object, note: str) -> ToCaller:

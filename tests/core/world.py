@@ -13,7 +13,18 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from core.invariants import CheckedCore, body_of
-from core.simulated import Child, Habits, LoadPlan, RunPlan, SimulatedLoader, SimulatedWorker, Zygote
+from core.mailing import Mailing
+from core.simulated import (
+    Child,
+    Habits,
+    LoadPlan,
+    RunPlan,
+    SimulatedLoader,
+    SimulatedThawer,
+    SimulatedTrial,
+    SimulatedWorker,
+    Zygote,
+)
 from onecopy.pool.core import events, instructions
 from onecopy.pool.memory.base import Region
 from onecopy.pool.memory.fake import FakeStore
@@ -24,18 +35,29 @@ _LATE_S = 0.0001
 #: Turns of the loop within one `pass_time`; more is a loop that never rests.
 _MOST_TURNS = 20_000
 _NEVER = float("inf")
+NO_MEMORY = {"code": "out_of_budget", "message": "no memory", "details": {}}
 
 
 class World:
     """A pool, its clients and its processes.
 
     Args:
-        workers, slots: as in `Core`.
+        workers, slots, options: as in `Core`.
         habits: what user code does.
+
+    Attributes:
+        instructions, said: all that the core has wanted, and what of it are messages to children.
     """
 
-    def __init__(self, workers: int = 1, slots: int = 0, habits: Habits | None = None) -> None:
-        self.checked = CheckedCore(workers, slots)
+    def __init__(
+        self,
+        workers: int = 1,
+        slots: int = 0,
+        habits: Habits | None = None,
+        **options: object,
+    ) -> None:
+        self.checked = CheckedCore(workers, slots, **options)
+        self.instructions: list[instructions.Instruction] = []
         self.core = self.checked.core
         self.habits = habits or Habits()
         self.store = FakeStore()
@@ -48,8 +70,10 @@ class World:
         self.answers: dict[str, object] = {}
         self.attached: dict[str, tuple[int, ...]] = {}
         self.reports: list[str] = []
+        self.remembered: list[instructions.Remember] = []
         self.is_finished = False
         self.regions: dict[int, Region] = {}
+        self.mailing = Mailing(self)
         self._granted: dict[str, list[list[object]]] = {}
         self._events: deque[events.Event] = deque()
         self._is_handling = False
@@ -63,7 +87,11 @@ class World:
             instructions.SignalChild: self._signal,
             instructions.GrantRegions: self._grant,
             instructions.FreeRegions: lambda one: self._free(one.regions),
-            instructions.ToZygote: lambda one: self.zygote and self.zygote.order(one.message),
+            instructions.MakeRegion: self._make,
+            instructions.GrowRegion: self._grow,
+            instructions.EmptyRegion: lambda one: self.store.empty(self.regions[one.region], one.kept_bytes),
+            instructions.Remember: lambda one: self.remembered.append(one),
+            instructions.ToZygote: lambda one: self.zygote and self.zygote.order(one.message, one.regions),
             instructions.ReplaceZygote: lambda _: self._replace_zygote(),
             instructions.Report: lambda one: self.reports.append(one.text),
             instructions.Finish: lambda _: self._finish(),
@@ -114,6 +142,7 @@ class World:
         try:
             while self._events:
                 for one in self.checked.feed(self._events.popleft()):
+                    self.instructions.append(one)
                     self._execute[type(one)](one)
         finally:
             self._is_handling = False
@@ -123,7 +152,7 @@ class World:
 
     def join(self, client: str = "ann") -> None:
         self.inboxes.setdefault(client, {})
-        self.feed(events.ClientJoined(client))
+        self.feed(events.ClientJoined(client, self.mailing.join(client)))
 
     def submit(
         self,
@@ -133,11 +162,13 @@ class World:
         timeout_s: float = 0.0,
         retries: int = 0,
         plan: RunPlan | None = None,
+        has_arrays: bool = False,
     ) -> int:
         number = next(self._serial)
         body = body_of(client, number)
         self.run_plans[body] = plan or RunPlan()
-        submit = messages.Submit(number, model, "", timeout_s, retries, body)
+        places, reply = self.mailing.lend(client, number, body) if has_arrays else ([], [])
+        submit = messages.Submit(number, model, "", timeout_s, retries, body, places, reply)
         self.feed(events.Submitted(client, submit, []))
         return number
 
@@ -148,6 +179,7 @@ class World:
         eager: bool = True,
         warm: bool = False,
         frozen: bool = False,
+        workspace: str = "device",
         plan: LoadPlan | None = None,
     ) -> str:
         """Declare a model; return the caller, whose answer will be in `answers`."""
@@ -162,7 +194,8 @@ class World:
                 numbers.append(number)
                 if state == "fill":
                     self.filled(caller, number)
-        load = messages.LoadModel(name, source, {"warm": warm}, [], key, modules, ["/app"], numbers, eager)
+        options = {"warm": warm, "workspace": workspace}
+        load = messages.LoadModel(name, source, options, [], key, modules, ["/app"], numbers, eager, [])
         self.feed(events.ModelDeclared(caller, load))
         return caller
 
@@ -217,7 +250,13 @@ class World:
     # --- what the core wants --------------------------------------------------------------------------------
 
     def _to_client(self, one: instructions.ToClient) -> None:
-        self.inboxes.setdefault(one.client, {})[one.message.request] = one.message
+        self.mailing.told(one.client, one.message)
+        if not isinstance(one.message, messages.Released):
+            self.inboxes.setdefault(one.client, {})[one.message.request] = one.message
+
+    @property
+    def said(self) -> list[messages.Message]:
+        return [one.message for one in self.instructions if isinstance(one, instructions.ToChild)]
 
     def _to_child(self, one: instructions.ToChild) -> None:
         assert self.are_open(one.regions)
@@ -225,7 +264,7 @@ class World:
             self.children[one.child].send(one.message, one.regions)
 
     def _fork(self, one: instructions.ForkChild) -> None:
-        kind = {"worker": SimulatedWorker, "loader": SimulatedLoader}[one.role]
+        kind = {"worker": SimulatedWorker, "loader": SimulatedLoader, "trial": SimulatedTrial}[one.role]
         child = self.children[one.child] = kind(self, one.child)
         if self.zygote is not None:
             self.zygote.order(child)
@@ -238,8 +277,7 @@ class World:
         loader = self.children.get(one.filler) if type(one.filler) is int else None
         for grant in one.grants:
             if grant.is_new and loader is not None and loader.plan.outcome == "refused":
-                error = {"code": "out_of_budget", "message": "no memory", "details": {}}
-                self.feed(events.FillingFailed(one.filler, error))
+                self.feed(events.FillingFailed(one.filler, NO_MEMORY))
                 return
             if grant.is_new:
                 self.regions[grant.number] = self.store.create(grant.size_bytes, "weights")
@@ -251,14 +289,34 @@ class World:
         elif type(one.filler) is not int:
             self._granted[one.filler] = granted
 
+    def _make(self, one: instructions.MakeRegion) -> None:
+        if one.use in self.habits.refused_uses:
+            self.feed(events.RegionFailed(one.region, NO_MEMORY))
+            return
+        self.regions[one.region] = self.store.create(one.size_bytes, one.use, resizable=one.use == "slot")
+        self.feed(events.RegionMade(one.region, one.size_bytes))
+
+    def _grow(self, one: instructions.GrowRegion) -> None:
+        if "slot" in self.habits.refused_uses:
+            self.feed(events.RegionFailed(one.region, NO_MEMORY))
+            return
+        self.store.grow(self.regions[one.region], one.size_bytes)
+        self.feed(events.RegionMade(one.region, one.size_bytes))
+
     def _to_caller(self, one: instructions.ToCaller) -> None:
         self.answers[one.caller] = one.message
         if isinstance(one.message, messages.Attached):
             assert self.are_open(one.regions)
             self.attached[one.caller] = one.regions
+        elif isinstance(one.message, messages.MailboxGranted):
+            assert self.are_open(one.regions)
+            self.mailing.granted_to(one.caller, one.message)
 
     def _free(self, numbers: Iterable[int]) -> None:
-        mapped = [number for worker in self.workers() for _, held in worker.mapped.values() for number in held]
+        having = [one for one in self.children.values() if isinstance(one, SimulatedThawer) and one.is_alive]
+        if self.zygote is not None and not self.core.fleet.is_dismissing:
+            having.append(self.zygote)
+        mapped = [number for one in having for _, held in one.mapped.values() for number in held]
         mapped += [number for held in self.attached.values() for number in held]
         for number in numbers:
             assert number not in mapped, "a region is freed under somebody who has it mapped"
@@ -271,23 +329,26 @@ class World:
         self.zygote = Zygote(self)
 
     def _end_zygote(self) -> None:
-        """End the zygote, and let go of the children that it has not forked."""
+        """End the zygote, and let go of the children that it has not forked, or whose end it has not told."""
         if self.zygote is None:
             return
         self.zygote.is_alive = False
         self.zygote = None
-        for child in [child for child in self.children.values() if not child.pid]:
-            child.is_alive = False
-            del self.children[child.number]
-            self.feed(events.ChildExited(child.number, "unknown", 0, was_forked=False))
+        while orphans := [child for child in self.children.values() if not child.pid or not child.is_alive]:
+            for child in sorted(orphans, key=lambda one: one.pid):
+                if child.pid:
+                    child.tell()
+                elif self.child_is_gone(child.number):
+                    child.is_alive = False
+                    self.feed(events.ChildExited(child.number, "unknown", 0, was_forked=False))
 
     def _finish(self) -> None:
         assert not self.is_finished
         self.is_finished = True
 
-    def child_is_gone(self, number: int) -> None:
-        """The supervisor's part when a child has ended."""
-        del self.children[number]
+    def child_is_gone(self, number: int) -> bool:
+        """The supervisor's part when a child has ended; false if that was known."""
+        return self.children.pop(number, None) is not None
 
     def _check_nobody_waits_too_long(self) -> None:
         late = [one for one in self.core.requests.everyone() if one.deadline + 2 * _LATE_S < self.now]

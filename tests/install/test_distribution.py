@@ -24,13 +24,12 @@ VERSION = PROJECT["project"]["version"]
 pytestmark = [pytest.mark.install, pytest.mark.timeout(300)]
 
 
-def run(command, cwd, **options):
+def run(command, cwd, **variables):
     """Run a command that knows nothing of the repository; return what it printed."""
     # A Python of the test's own would be found through these.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_"))}
-    done = subprocess.run(
-        command, check=False, cwd=cwd, env=environment, capture_output=True, text=True, **options
-    )
+    environment |= variables
+    done = subprocess.run(command, check=False, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -43,15 +42,20 @@ class Built(NamedTuple):
     appeared: set[str]
 
 
+def copy_of_tree(source):
+    """Copy what is in the tree, and nothing that was built there; return where to."""
+    for name in ("pool", "workers", "protocol", "tests", "scripts"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    return source
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory):
     """Distributions, built from a copy, so that nothing is left in the tree."""
     before = set(os.listdir(ROOT))
-    source = tmp_path_factory.mktemp("source") / "tree"
-    for name in ("pool", "workers", "protocol", "tests", "scripts"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
+    source = copy_of_tree(tmp_path_factory.mktemp("source") / "tree")
     out = tmp_path_factory.mktemp("dist")
     run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)], cwd=out)
     return Built(next(out.glob("*.tar.gz")), next(out.glob("*.whl")), set(os.listdir(ROOT)) - before)
@@ -68,13 +72,23 @@ def sources():
     return expected | {"onecopy/protocol/README.md"}
 
 
+#: Not tied to a version of Python: it is preloaded, not imported.
+LIBRARY = "onecopy/workers/libonecopy_arena.so"
+
+with_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CC", "cc")) is None, reason="there is no C compiler"
+)
+
+
+@with_compiler
 def test_the_wheel_holds_every_module_and_nothing_else(built):
     wheel = built.wheel
-    assert wheel.name == f"onecopy-{VERSION}-py3-none-any.whl"
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel.name == f"onecopy-{VERSION}-py3-none-{platform}.whl"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(f"onecopy-{VERSION}.dist-info/METADATA").decode()
-    assert {name for name in names if name.startswith("onecopy/")} == sources()
+    assert {name for name in names if name.startswith("onecopy/")} == sources() | {LIBRARY}
     assert {name.split("/")[0] for name in names} == {"onecopy", f"onecopy-{VERSION}.dist-info"}
     assert f"onecopy-{VERSION}.dist-info/licenses/LICENSE" in names
     for line in (
@@ -89,19 +103,23 @@ def test_the_wheel_holds_every_module_and_nothing_else(built):
 def test_the_source_distribution_holds_what_a_build_needs(built):
     with tarfile.open(built.source) as archive:
         names = {name.removeprefix(f"onecopy-{VERSION}/") for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "pyproject.toml"} <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= names
     assert {name.removeprefix("onecopy/") for name in sources()} <= names
+    assert {f"workers/{path.name}" for path in (ROOT / "workers").glob("arena*.[ch]")} <= names
 
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory: pytest.TempPathFactory):
     """The Python of an environment with the wheel in it; what that depends on is this environment's."""
-    home = tmp_path_factory.mktemp("environment")
+    return install(built.wheel, tmp_path_factory.mktemp("environment"))
+
+
+def install(wheel, home):
     venv.create(home, with_pip=False, symlinks=True)
     python = home / "bin" / "python"
     site = Path(run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], home).strip())
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install"]
-    run([*pip, "--quiet", "--no-deps", "--no-index", str(built.wheel)], home)
+    run([*pip, "--quiet", "--no-deps", "--no-index", str(wheel)], home)
     # A .pth adds a folder behind the wheel's, and its own .pth files, one of which is the editable onecopy,
     # are not followed.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -150,6 +168,28 @@ def test_the_installed_command_tells_what_it_can_do(installed: Path, tmp_path: P
     command = installed.with_name("onecopy")
     printed = run([str(command), "--help"], tmp_path)
     assert "serve" in printed
+
+
+WITHOUT_LIBRARY = """
+from onecopy.workers.arena import Arena, built
+print(Arena.preloaded(), built())
+"""
+
+
+def test_without_a_compiler_it_is_built_all_the_same_and_says_what_it_lacks(tmp_path: Path):
+    source = copy_of_tree(tmp_path / "tree")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), str(source)]
+    run(build, tmp_path, CC="/nonexistent")
+    wheel = next(tmp_path.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        assert {name for name in archive.namelist() if name.startswith("onecopy/")} == sources()
+    python = install(wheel, tmp_path / "environment")
+    printed = run([str(python), "-W", "error", "-c", WITHOUT_LIBRARY], tmp_path)
+    assert printed.startswith("None Built(path=None")
+    assert "it was not built when onecopy was installed, which takes a C compiler" in printed
+    script = tmp_path / "app.py"
+    script.write_text(SCRIPT)
+    run([str(python), "-W", "error", str(script)], tmp_path)
 
 
 def test_building_leaves_nothing_in_the_repository(built):

@@ -77,6 +77,49 @@ def test_a_new_region_has_its_size_reads_as_zeros_and_takes_no_memory(world, sto
     assert store.allocated_bytes(region) == 0
 
 
+def test_a_resizable_region_grows_and_keeps_what_is_in_it(world, store):
+    region = store.create(4096, "slot", resizable=True)
+    world.write(region.fd, b"abc")
+    store.grow(region, 12_288)
+    world.write(region.fd, b"xyz", 8192)
+    assert region.size_bytes == 12_288
+    assert world.read(region.fd, 3) == b"abc"
+    assert world.read(region.fd, 20_000, 8192) == b"xyz" + bytes(4093)
+
+
+def test_only_a_resizable_region_grows_and_only_to_a_larger_size(store):
+    fixed, resizable = store.create(4096, "mailbox"), store.create(4096, "slot", resizable=True)
+    with pytest.raises(PermissionError):
+        store.grow(fixed, 8192)
+    with pytest.raises(ValueError, match="4096 are no more"):
+        store.grow(resizable, 4096)
+    with pytest.raises(RegionRefused, match="'slot' needs"):
+        store.grow(resizable, 1 << 50)
+    assert (fixed.size_bytes, resizable.size_bytes) == (4096, 4096)
+
+
+def test_emptying_gives_the_pages_behind_back_and_keeps_the_size(world, store):
+    region = store.create(16_384, "slot", resizable=True)
+    for offset_bytes in range(0, 16_384, 4096):
+        world.write(region.fd, b"x", offset_bytes)
+    store.empty(region, 5000)  # in the middle of the second page, which stays
+    assert store.allocated_bytes(region) == 8192
+    assert world.read(region.fd, 20_000) == (b"x" + bytes(4095)) * 2 + bytes(8192)
+    store.empty(region, 16_384)
+    assert store.allocated_bytes(region) == 8192
+    store.empty(region, 0)
+    assert (store.allocated_bytes(region), region.size_bytes) == (0, 16_384)
+
+
+def test_what_is_sealed_cannot_be_emptied(world, store):
+    region = store.create(4096, "weights")
+    world.write(region.fd, b"x")
+    store.seal(region)
+    with pytest.raises(PermissionError):
+        store.empty(region, 0)
+    assert world.read(region.fd, 1) == b"x"
+
+
 def test_only_written_pages_are_allocated(world, store):
     region = store.create(10 * 4096, "weights")
     world.write(region.fd, b"x", 3 * 4096 + 5)

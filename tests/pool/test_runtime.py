@@ -9,7 +9,7 @@ import sys
 import pytest
 from leftovers import wait_until
 from onecopy.pool import ConfigError
-from onecopy.pool.config import runtime_base
+from onecopy.pool.environment import runtime_base
 from onecopy.pool.runtime import AlreadyServed, RuntimeDirectory, sweep
 
 

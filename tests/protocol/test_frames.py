@@ -26,7 +26,7 @@ MESSAGES = st.sampled_from(
         Ping(),
         Cancel(12),
         Done("x" * 300),
-        Submit(1, "m", "", 0.5, 1, b"body" * 500),
+        Submit(1, "m", "", 0.5, 1, b"body" * 500, [], []),
         RunFailed(3, 0.1, {"code": "model_error", "message": "no", "details": {}}),
     ]
 )
@@ -198,11 +198,11 @@ def test_no_sender_makes_what_no_receiver_takes():
     with pytest.raises(InvalidRequest, match="4097 buffers; at most 4096"):
         stream_parts(Admit(), [b""] * (MAX_BUFFERS + 1))
     with pytest.raises(InvalidRequest, match=r"67,10.,... header bytes: at most 253 and 67,108,864"):
-        stream_parts(Reply(1, bytes(MAX_HEADER_BYTES)))
+        stream_parts(Reply(1, bytes(MAX_HEADER_BYTES), []))
     with pytest.raises(InvalidRequest, match="17,179,869,185 bytes"):
         check_buffers([1, MAX_BUFFER_BYTES + 1])
 
 
 def test_the_largest_body_fits_into_a_header_with_the_longest_names():
-    submit = Submit((1 << 64) - 1, "m" * 256, "f" * 256, 1.5, 100, bytes(MAX_BODY_BYTES))
+    submit = Submit((1 << 64) - 1, "m" * 256, "f" * 256, 1.5, 100, bytes(MAX_BODY_BYTES), [], [])
     assert len(pack_header(submit)) <= MAX_HEADER_BYTES

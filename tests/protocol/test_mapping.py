@@ -1,13 +1,15 @@
 """Mappings are private, storages lie in them, and nobody copies."""
 
+import faulthandler
 import gc
 import mmap
 import os
+import signal
 import weakref
 
 import pytest
 import torch
-from onecopy.protocol.mapping import buffer_in, map_region, storage_in
+from onecopy.protocol.mapping import buffer_in, map_region, map_shared, storage_in
 
 
 @pytest.fixture
@@ -73,6 +75,22 @@ def test_a_sealed_region_can_still_be_written_privately(region):
     assert mapping[:1] == b"\7"
     with pytest.raises(PermissionError):
         os.pwrite(region, b"x", 0)
+
+
+def test_what_is_written_into_a_shared_mapping_is_seen_by_all(region):
+    ours, theirs = (map_shared(region, 4 * 4096, is_inherited=True) for _ in range(2))
+    as_tensor(storage_in(ours, 4096, 64)).fill_(255)
+    assert theirs[4096:4160] == os.pread(region, 64, 4096) == b"\xff" * 64
+
+
+@pytest.mark.parametrize(("is_inherited", "signal_number"), [(True, 0), (False, signal.SIGSEGV)])
+def test_a_forked_child_has_a_shared_mapping_or_not(region, is_inherited, signal_number):
+    mapping = map_shared(region, 4096, is_inherited=is_inherited)
+    child = os.fork()
+    if not child:
+        faulthandler.disable()
+        os._exit(mapping[1] != b"\1")
+    assert os.waitpid(child, 0)[1] == signal_number
 
 
 def test_an_open_private_mapping_does_not_hinder_sealing(region):

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onecopy.protocol.states import TABLES, ImpossibleTransition, Lifecycle
 
-FIRST = {"request": "queued", "worker": "starting", "weight set": "declared", "region": "filling"}
-TERMINAL = {"request": "answered", "worker": "dead", "weight set": "freed", "region": "freed"}
+FIRST = {"request": "queued", "worker": "starting", "weight set": "declared", "region": "filling", "slot": "free"}
+TERMINAL = {"request": "answered", "worker": "dead", "weight set": "freed", "region": "freed", "slot": "freed"}
 ROWS = [(kind, state) for kind, table in TABLES.items() for state in table]
 
 

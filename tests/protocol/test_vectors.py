@@ -91,7 +91,7 @@ def test_the_vectors_are_of_this_version_of_the_wire():
 
 
 def test_there_is_a_vector_for_every_message_that_a_client_meets():
-    met = {kind.__name__ for kind, number in NUMBERS.items() if number < 40}
+    met = {kind.__name__ for kind, number in NUMBERS.items() if number < 40 or 50 <= number < 60}
     assert {vector["message"] for vector in VECTORS["headers"]} == met
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 
+import psutil
 import pytest
 import torch
 from freezing import shared
@@ -56,12 +57,32 @@ def test_thawed_models_give_the_same_bits_in_another_process(group: str, elsewhe
     assert failed == {}
 
 
-def test_one_pool_serves_all_of_them():
-    shown = {specimen.name: show(specimen) for specimen in SPECIMENS}
+@pytest.fixture(scope="module")
+def shown():
+    return {specimen.name: show(specimen) for specimen in SPECIMENS}
+
+
+@pytest.mark.parametrize("slot", [0, "64KiB"], ids=["slots", "slots that are too small"])
+def test_one_pool_serves_all_of_them(shown, slot):
     models = {name: Model(one.exhibit, repoint=False) for name, one in shown.items()}
-    with Pool(models, workers=2, slots=2, threads=1) as pool:
+    with Pool(models, workers=2, slots=2, threads=1, slot=slot) as pool:
         futures = {name: pool.submit(name, one.inputs) for name, one in shown.items()}
         failed = {name: differences(futures[name].result(), one.expected) for name, one in shown.items()}
         assert {name: said for name, said in failed.items() if said} == {}
         needed_bytes = sum(weights_bytes(one.exhibit) for one in shown.values())
         assert needed_bytes <= pool.memory().weights_bytes <= needed_bytes * (1 + PADDING)
+        [ring] = pool.status().rings
+        assert bool(ring.spills) == bool(slot)
+        assert ring.stateful == [], "a model keeps something with every run"
+
+
+def test_all_of_them_are_right_although_workers_are_killed_all_the_time(shown):
+    models = {name: Model(one.exhibit, repoint=False) for name, one in shown.items()}
+    with Pool(models, workers=2, slots=2, threads=1) as pool:
+        futures = {name: pool.model(name, retries=100).submit(one.inputs) for name, one in shown.items()}
+        for done, (name, one) in enumerate(shown.items(), start=1):
+            assert not differences(futures[name].result(), one.expected), name
+            busy = [worker for worker in pool.status().workers if worker.state == "busy"]
+            if done % 20 == 0 and busy:
+                psutil.Process(busy[0].pid).kill()
+        assert pool.status().retried > 0
