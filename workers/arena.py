@@ -132,6 +132,8 @@ class Slot:
     def __init__(self, library: Any, fd: int, window_bytes: int) -> None:
         self._library = library
         self._segment = _ADDRESS()
+        self._found = _Usage()  # one for all: to make one takes as long as to ask
+        self._into = ctypes.byref(self._found)
         if window_bytes <= 0:
             raise ValueError(f"a slot of {window_bytes} bytes was asked for; it must have at least one")
         code = library.onecopy_arena_attach(fd, window_bytes, ctypes.byref(self._segment))
@@ -160,9 +162,8 @@ class Slot:
 
     def usage(self) -> Usage:
         """Return what the run has used so far."""
-        found = _Usage()
-        self._library.onecopy_arena_usage(ctypes.byref(found))
-        return _told(found)
+        self._library.onecopy_arena_usage(self._into)
+        return _told(self._found)
 
     def leave(self) -> Usage:
         """Stop serving; leave the slot if nothing lives in it.
@@ -170,9 +171,8 @@ class Slot:
         If `live_blocks` of what is returned is not 0 the slot is not left: drop what refers to them and leave
         again, or `keep` them.
         """
-        found = _Usage()
-        self._library.onecopy_arena_leave(ctypes.byref(found))
-        return _told(found)
+        self._library.onecopy_arena_leave(self._into)
+        return _told(self._found)
 
     def keep(self) -> None:
         """Leave the slot although blocks live: they move into private memory and keep their addresses.

@@ -53,7 +53,7 @@ def compile_c() -> Callable[..., None]:
     return call
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def library() -> str:
     """The library to preload."""
     path, reason = built()
@@ -62,7 +62,7 @@ def library() -> str:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(library: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
     """A process with torch and the allocator that forks."""
     folder = tmp_path_factory.mktemp("server")
