@@ -45,6 +45,13 @@ static void find_next(void)
     is_finding = false;
 }
 
+/* Before there are threads, at the latest: one must not go without because another is searching. */
+__attribute__((constructor)) static void find_next_in_time(void)
+{
+    if (!next_free)
+        find_next();
+}
+
 static void pass_on(void *place)
 {
     if (!next_free)

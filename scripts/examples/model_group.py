@@ -8,6 +8,7 @@ memory: the share in pages of files gets smaller when another program of the mac
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +67,8 @@ def in_pool(instances: int) -> Measured:
     with Pool({"encoder": model}, workers=instances, slots=instances, threads=1) as pool:
         memory: list[Memory] = []
         results: list[torch.Tensor] = []
+        while not all("encoder" in worker.models for worker in pool.status().workers):
+            time.sleep(0.01)  # for the workers that are forked with the model in them
         for loop in range(1, LOOPS + 1):
             futures = [pool.submit("encoder", words) for words in inputs() for _ in range(instances)]
             results = [future.result() for future in futures]

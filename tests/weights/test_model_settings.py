@@ -36,6 +36,7 @@ def test_paths_are_made_absolute_and_names_of_the_hub_are_not(tmp_path, monkeypa
 def test_options_are_plain_and_hold_what_was_asked_for():
     assert Model(MODULE).options == {
         "method": "__call__", "grad": False, "warm": False, "residency": "memory", "sharing": "shared",
+        "workspace": "device", "on_overflow": "spill",
     }  # fmt: skip
     options = Model(
         "torch.nn:Linear", weights="/w.pt", dtype="bfloat16", residency="file", sharing="private"
