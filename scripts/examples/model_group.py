@@ -67,7 +67,7 @@ def in_pool(instances: int) -> Measured:
     with Pool({"encoder": model}, workers=instances, slots=instances, threads=1) as pool:
         memory: list[Memory] = []
         results: list[torch.Tensor] = []
-        while ["encoder"] * instances != [name for worker in pool.status().workers for name in worker.models]:
+        while [worker.models for worker in pool.status().workers] != [["encoder"]] * instances:
             time.sleep(0.01)  # for the workers that are forked with the model in them
         for loop in range(1, LOOPS + 1):
             futures = [pool.submit("encoder", words) for words in inputs() for _ in range(instances)]
