@@ -134,6 +134,7 @@ class Slot:
         self._segment = _ADDRESS()
         self._found = _Usage()  # one for all: to make one takes as long as to ask
         self._into = ctypes.byref(self._found)
+        self._run = _Usage.in_dll(library, "onecopy_arena_run")
         if window_bytes <= 0:
             raise ValueError(f"a slot of {window_bytes} bytes was asked for; it must have at least one")
         code = library.onecopy_arena_attach(fd, window_bytes, ctypes.byref(self._segment))
@@ -171,8 +172,17 @@ class Slot:
         If `live_blocks` of what is returned is not 0 the slot is not left: drop what refers to them and leave
         again, or `keep` them.
         """
-        self._library.onecopy_arena_leave(self._into)
-        return _told(self._found)
+        self._library.onecopy_arena_leave()
+        return self.usage()
+
+    def try_leave(self) -> bool:
+        """Do what `leave` does, and return only whether the slot is left, which is what matters mostly."""
+        return not self._library.onecopy_arena_leave()
+
+    @property
+    def peak_bytes(self) -> int:
+        """That of `usage`, without a call."""
+        return self._run.peak_bytes
 
     def keep(self) -> None:
         """Leave the slot although blocks live: they move into private memory and keep their addresses.
@@ -206,9 +216,8 @@ def _preloaded() -> Arena | None:
     library.onecopy_arena_detach.argtypes = [_ADDRESS]
     library.onecopy_arena_enter.argtypes = [_ADDRESS, size]
     library.onecopy_arena_keep.argtypes = [slot]
-    for name in ("usage", "leave"):
-        function = getattr(library, f"onecopy_arena_{name}")
-        function.argtypes, function.restype = [ctypes.POINTER(_Usage)], None
+    library.onecopy_arena_usage.argtypes, library.onecopy_arena_usage.restype = [ctypes.POINTER(_Usage)], None
+    library.onecopy_arena_leave.argtypes, library.onecopy_arena_leave.restype = [], size
     library.onecopy_arena_be_strict.restype = None
     library.onecopy_arena_kept_bytes.restype = size
     return Arena(library)

@@ -12,7 +12,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 atomic_bool is_serving;
 static struct segment *entered; /* until it is left or kept */
 static struct segment *spill;   /* NULL until something does not fit */
-static struct usage run;
+API struct usage onecopy_arena_run; /* Python looks at it without a call */
+static struct usage *const run = &onecopy_arena_run;
 static size_t outside_bytes; /* what lives outside of the slot's pages now */
 static bool is_strict;       /* what does not fit is refused */
 
@@ -37,29 +38,29 @@ static struct segment *segment_of(const struct block *block)
 
 static void count(const struct block *block)
 {
-    run.live_blocks++;
-    run.live_bytes += block->size_bytes;
-    if (run.peak_bytes < run.live_bytes)
-        run.peak_bytes = run.live_bytes;
+    run->live_blocks++;
+    run->live_bytes += block->size_bytes;
+    if (run->peak_bytes < run->live_bytes)
+        run->peak_bytes = run->live_bytes;
     if (segment_of(block)->kind != SLOT)
         outside_bytes += block->size_bytes;
-    if (run.spilled_bytes < outside_bytes)
-        run.spilled_bytes = outside_bytes;
+    if (run->spilled_bytes < outside_bytes)
+        run->spilled_bytes = outside_bytes;
 }
 
 static void discount(const struct block *block)
 {
-    run.live_blocks--;
-    run.live_bytes -= block->size_bytes;
+    run->live_blocks--;
+    run->live_bytes -= block->size_bytes;
     if (segment_of(block)->kind != SLOT)
         outside_bytes -= block->size_bytes;
 }
 
 static int refuse(size_t size_bytes)
 {
-    size_t needed_bytes = run.live_bytes + size_bytes;
-    if (run.refused_bytes < needed_bytes)
-        run.refused_bytes = needed_bytes;
+    size_t needed_bytes = run->live_bytes + size_bytes;
+    if (run->refused_bytes < needed_bytes)
+        run->refused_bytes = needed_bytes;
     return ENOMEM;
 }
 
@@ -119,12 +120,12 @@ static void before_fork(void)
     pthread_mutex_lock(&lock);
     if (!entered || entered->kind != SLOT || !entered->heap.highest)
         return;
-    run.footprint_bytes = entered->heap.footprint_bytes;
+    run->footprint_bytes = entered->heap.footprint_bytes;
     if (segment_make_private(entered) != 0)
         return;
-    outside_bytes = run.live_bytes;
-    if (run.spilled_bytes < outside_bytes)
-        run.spilled_bytes = outside_bytes;
+    outside_bytes = run->live_bytes;
+    if (run->spilled_bytes < outside_bytes)
+        run->spilled_bytes = outside_bytes;
 }
 
 static void after_fork(void)
@@ -136,7 +137,7 @@ static void after_fork_in_child(void)
 {
     is_serving = false;
     entered = spill = NULL;
-    run = (struct usage){0};
+    *run = (struct usage){0};
     outside_bytes = 0;
     segments_after_fork();
     pthread_mutex_init(&lock, NULL);
@@ -213,7 +214,7 @@ static int enter(struct segment *slot, size_t limit_bytes)
         return error;
     slot->heap.limit_bytes = limit_bytes;
     slot->heap.footprint_bytes = 0;
-    run = (struct usage){0};
+    *run = (struct usage){0};
     entered = slot;
     is_strict = false;
     is_serving = true;
@@ -241,8 +242,8 @@ API void onecopy_arena_be_strict(void)
 static struct usage usage_now(void)
 {
     if (entered && entered->kind == SLOT)
-        run.footprint_bytes = entered->heap.footprint_bytes;
-    return run;
+        run->footprint_bytes = entered->heap.footprint_bytes;
+    return *run;
 }
 
 API void onecopy_arena_usage(struct usage *usage)
@@ -266,17 +267,18 @@ static void leave_spill(void)
         segment_discard(spill);
 }
 
-/* Serve no more, and leave the slot if nothing lives in it. */
-API void onecopy_arena_leave(struct usage *usage)
+/* Serve no more, and leave the slot if nothing lives in it; return how many blocks do. */
+API size_t onecopy_arena_leave(void)
 {
     pthread_mutex_lock(&lock);
     is_serving = false;
-    *usage = usage_now();
-    if (entered && !run.live_blocks) {
+    size_t live_blocks = usage_now().live_blocks;
+    if (entered && !live_blocks) {
         leave_slot();
         leave_spill();
     }
     pthread_mutex_unlock(&lock);
+    return live_blocks;
 }
 
 /* Replace the slot by a fresh mapping of its memfd; the old one keeps what lives. */
@@ -316,7 +318,7 @@ static int keep(struct segment **slot)
     } else {
         leave_spill();
     }
-    run = (struct usage){0};
+    *run = (struct usage){0};
     outside_bytes = 0;
     return 0;
 }

@@ -95,15 +95,13 @@ class Workspace:
         try:
             return call(stay)
         finally:
-            usage = slot.leave()
-            if usage.live_blocks:
-                usage = _leave_for_good(slot)
-            self._note(order, stay.signature, usage)
+            if not slot.try_leave():
+                self._note(order, stay.signature, _leave_for_good(slot))
+            elif slot.peak_bytes >= TOLD_BYTES:
+                self._note(order, stay.signature, slot.usage())
 
     def _note(self, order: Run, signature: str, usage: Usage) -> None:
         taken_bytes = usage.footprint_bytes + usage.spilled_bytes
-        if taken_bytes < TOLD_BYTES and not usage.live_blocks:
-            return
         peaks = self._peaks.setdefault(order.weight_set, {})
         is_new = signature in peaks or len(peaks) < _MOST_SIGNATURES
         is_larger = taken_bytes > (peaks.get(signature, 0) if is_new else max(peaks.values()))
@@ -133,7 +131,7 @@ class Stay:
 
     def sign(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Note what the run was given, at its end, while that is still there."""
-        if self._slot is not None and self._slot.usage().peak_bytes >= TOLD_BYTES:
+        if self._slot is not None and self._slot.peak_bytes >= TOLD_BYTES:
             self.signature = signature_of(method, args, kwargs)
 
     def cause_of(self, error: BaseException) -> BaseException:

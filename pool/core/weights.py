@@ -33,6 +33,7 @@ class WeightSet:
         attached: who else maps it, at the unix socket.
         waiting_to_attach: who wants to as soon as it is ready.
         running: attempts that run on it.
+        workspace: the ring in whose slots it runs.
         thaw_deaths: how many workers died when they were to thaw it at once.
         is_dangerous: whether to thaw it costs processes, so that it is done only when it must be.
         zygote_deaths: how many zygotes did.
@@ -44,6 +45,7 @@ class WeightSet:
     def __init__(self, number: int, load: LoadModel) -> None:
         self.number = number
         self.load = load
+        self.workspace = str(load.options.get("workspace", "device"))
         self.manifest = load.manifest if load.source == "frozen" else []
         self.skeleton = load.pickled if load.source == "frozen" else b""
         self.modules = load.modules
@@ -74,11 +76,6 @@ class WeightSet:
     def is_ready(self) -> bool:
         """Whether workers can run it."""
         return self.life.state == "ready"
-
-    @property
-    def workspace(self) -> str:
-        """The ring in whose slots it runs."""
-        return str(self.load.options.get("workspace", "device"))
 
     @property
     def is_mapped(self) -> bool:

@@ -79,7 +79,9 @@ class Ring:
         fixed_bytes: how large they are; 0: as large as need be.
 
     Attributes:
-        needs_bytes: what each weight set has been seen to need, by number.
+        needs_bytes: what each weight set has been seen to need, by number; see `note_need`.
+        need_bytes: what the largest of its models needs, as far as that is known.
+        size_bytes: how large each slot shall be.
         slots: by seat.
         spilled_bytes: the most that a run took outside of its slot since the slots have their present size.
         spills: how many runs did.
@@ -89,19 +91,20 @@ class Ring:
         self.name = name
         self._fixed_bytes = fixed_bytes
         self.needs_bytes: dict[int, int] = {}
+        self.need_bytes = 0
+        self.size_bytes = fixed_bytes or FIRST_BYTES
         self.slots: dict[int, Slot] = {}
         self.spilled_bytes = 0
         self.spills = 0
 
-    @property
-    def need_bytes(self) -> int:
-        """What the largest of its models needs, as far as that is known."""
-        return max(self.needs_bytes.values(), default=0)
-
-    @property
-    def size_bytes(self) -> int:
-        """How large each slot shall be."""
-        return self._fixed_bytes or max(FIRST_BYTES, self.need_bytes)
+    def note_need(self, weight_set: int, need_bytes: int | None) -> None:
+        """Note what a weight set needs; None: it is gone."""
+        if need_bytes is None:
+            self.needs_bytes.pop(weight_set, None)
+        else:
+            self.needs_bytes[weight_set] = need_bytes
+        self.need_bytes = max(self.needs_bytes.values(), default=0)
+        self.size_bytes = self._fixed_bytes or max(FIRST_BYTES, self.need_bytes)
 
 
 class Workspace:
@@ -137,6 +140,7 @@ class Workspace:
         self._out = out
         self._free_seats = list(range(seats - 1, -1, -1))  # the last was used most recently: its pages are there
         self._seats: dict[int, int] = {}
+        self._leases: dict[int, dict[str, Lease]] = {}  # by worker and ring; those that would be the same again
         self._by_region: dict[int, tuple[Ring, int]] = {}
         self._escapes: dict[tuple[int, int], int] = {}
         self._identities: dict[int, str] = {}
@@ -157,7 +161,7 @@ class Workspace:
         ring = self.rings.setdefault(name, Ring(name, self._slot_bytes))
         identity = self._identities[version.number] = self._identity_of(version)
         known = self._history.get(identity, {})
-        ring.needs_bytes[version.number] = max(known.values(), default=0)
+        ring.note_need(version.number, max(known.values(), default=0))
         self._resize(ring)
 
     def leave(self, version: WeightSet) -> None:
@@ -167,8 +171,10 @@ class Workspace:
         for key in [key for key in self._escapes if key[1] == version.number]:
             del self._escapes[key]
         ring = self.rings.get(version.workspace)
-        if ring is None or ring.needs_bytes.pop(version.number, None) is None:
+        if ring is None or version.number not in ring.needs_bytes:
             return
+        ring.note_need(version.number, None)
+        self._leases.clear()
         for seat in list(ring.slots):
             self._tidy(ring, seat)
         if not ring.slots:
@@ -178,6 +184,9 @@ class Workspace:
 
     def lease(self, child: int, version: WeightSet) -> Lease:
         """Return where a worker runs a weight set; it sits down if it does not sit yet."""
+        leases = self._leases.get(child)
+        if leases is not None and version.workspace in leases and version.number not in self.stateful:
+            return leases[version.workspace]
         seat = self._seats.get(child)
         if seat is None:
             seat = self._seats[child] = self._free_seats.pop()
@@ -192,7 +201,9 @@ class Workspace:
             self._out.append(ToChild(child, MapSlot(slot.region), [], (slot.region,)))
         limit_bytes = min(slot.size_bytes, ring.size_bytes)
         slot.used_bytes = max(slot.used_bytes, limit_bytes)
-        return Lease(seat, slot.region, limit_bytes)
+        lease = Lease(seat, slot.region, limit_bytes)
+        self._leases.setdefault(child, {})[ring.name] = lease
+        return lease
 
     def rise(self, child: int) -> None:
         """A worker has answered all it was handed, and left its slots as it found them."""
@@ -200,7 +211,8 @@ class Workspace:
         if seat is None:
             return
         self._free_seats.append(seat)
-        for ring in list(self.rings.values()):
+        self._leases.pop(child, None)
+        for ring in tuple(self.rings.values()):
             slot = ring.slots.get(seat)
             if slot is not None and slot.life.state == "leased":
                 slot.life.become("free")
@@ -217,7 +229,8 @@ class Workspace:
         if seat is None:
             return
         self._free_seats.append(seat)
-        for ring in list(self.rings.values()):
+        self._leases.pop(child, None)
+        for ring in tuple(self.rings.values()):
             slot = ring.slots.get(seat)
             if slot is not None and slot.life.state == "leased":
                 slot.life.become("lost")
@@ -246,7 +259,7 @@ class Workspace:
         need_bytes = -(-int(need_bytes) // _GRAIN_BYTES) * _GRAIN_BYTES
         self._out.append(Remember(self._identities[version.number], used.signature, need_bytes))
         if need_bytes > ring.needs_bytes[version.number]:
-            ring.needs_bytes[version.number] = need_bytes
+            ring.note_need(version.number, need_bytes)
             self._resize(ring)
 
     def _escaped(self, child: int, version: WeightSet) -> None:
@@ -265,6 +278,7 @@ class Workspace:
         if region in self._by_region:
             ring, seat = self._by_region[region]
             ring.slots[seat].size_bytes = size_bytes
+            self._leases.clear()
             ring.spilled_bytes = 0
 
     def region_failed(self, region: int, reason: str) -> None:

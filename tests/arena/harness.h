@@ -27,7 +27,7 @@ int onecopy_arena_enter(struct segment *slot, size_t limit_bytes);
 void onecopy_arena_be_strict(void);
 int onecopy_arena_keep(struct segment **slot);
 void onecopy_arena_usage(struct usage *usage);
-void onecopy_arena_leave(struct usage *usage);
+size_t onecopy_arena_leave(void);
 size_t onecopy_arena_kept_bytes(void);
 
 int allocate_as_torch(void **place, size_t alignment, size_t size_bytes);
