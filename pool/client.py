@@ -38,6 +38,8 @@ class Pool:
         workers: how many worker processes; default: the cores.
         slots: how many of them may run at once; default: the workers, at most the cores.
         threads: threads that torch uses in one run; default: cores divided by slots.
+        pin: let the runs that are under way at once use cores of their own, where there are enough. Where several
+            pools share a machine, leave that to the system: they would all take the same cores first.
         slot: how much memory each slot may take, in bytes or as ``"256MiB"``; default: as much as its models turn
             out to need.
         mailbox: how much shared memory each client may use for large arrays, in bytes or as ``"256MiB"``; with 0
@@ -58,6 +60,7 @@ class Pool:
         workers: int | None = None,
         slots: int | None = None,
         threads: int | None = None,
+        pin: bool = True,
         slot: int | str = 0,
         mailbox: int | str = MAILBOX_BYTES,
         name: str = "pool",
@@ -67,6 +70,7 @@ class Pool:
             workers=environment.cores() if workers is None else workers,
             slots=slots or 0,
             threads=threads or 0,
+            pin=pin,
             slot_bytes=read_size("slot", slot),
             mailbox_bytes=read_size("mailbox", mailbox),
             name=name,

@@ -247,6 +247,8 @@ class Settings:
         object.__setattr__(self, "slots", min(slots, self.workers))
         object.__setattr__(self, "threads", self.threads or max(1, environment.cores() // self.slots))
         _check_count("threads", self.threads, 1, MAX_WORKERS)
+        if type(self.pin) is not bool:
+            raise ConfigError(f"pin must be true or false, not {self.pin!r}")
         _check_count("slot_bytes", self.slot_bytes, 0, 1 << 48)
         check_name("name", self.name)
         _check_count("mailbox_bytes", self.mailbox_bytes, 0, MAX_BUFFER_BYTES)
