@@ -207,16 +207,9 @@ class Workspace:
 
     def rise(self, child: int) -> None:
         """A worker has answered all it was handed, and left its slots as it found them."""
-        seat = self._seats.pop(child, None)
-        if seat is None:
-            return
-        self._free_seats.append(seat)
-        self._leases.pop(child, None)
-        for ring in tuple(self.rings.values()):
-            slot = ring.slots.get(seat)
-            if slot is not None and slot.life.state == "leased":
-                slot.life.become("free")
-                self._tidy(ring, seat)
+        for ring, seat in self._leased(child):
+            ring.slots[seat].life.become("free")
+            self._tidy(ring, seat)
 
     def died(self, child: int) -> None:
         """A worker is gone; the slots that it had leased are replaced."""
@@ -225,20 +218,23 @@ class Workspace:
         for ring in self.rings.values():
             for slot in ring.slots.values():
                 slot.mapped_by.discard(child)
+        for ring, seat in self._leased(child):
+            ring.slots[seat].life.become("lost")
+            self._free(ring, seat)
+            if ring.needs_bytes:
+                self._make(ring, seat)
+            elif not ring.slots:
+                self._dissolve(ring)
+
+    def _leased(self, child: int) -> list[tuple[Ring, int]]:
+        """Take a worker's seat away; return where it had leased a slot."""
         seat = self._seats.pop(child, None)
         if seat is None:
-            return
+            return []
         self._free_seats.append(seat)
         self._leases.pop(child, None)
-        for ring in tuple(self.rings.values()):
-            slot = ring.slots.get(seat)
-            if slot is not None and slot.life.state == "leased":
-                slot.life.become("lost")
-                self._free(ring, seat)
-                if ring.needs_bytes:
-                    self._make(ring, seat)
-                elif not ring.slots:
-                    self._dissolve(ring)
+        rings = self.rings.values()
+        return [(one, seat) for one in rings if seat in one.slots and one.slots[seat].life.state == "leased"]
 
     # --- what runs take -------------------------------------------------------------------------------------
 
@@ -255,7 +251,9 @@ class Workspace:
             ring.spills += 1
             ring.spilled_bytes = max(ring.spilled_bytes, used.spilled_bytes)
             had_bytes = min(ring.slots[seat].size_bytes, ring.size_bytes)
-            need_bytes = had_bytes + used.spilled_bytes * _GAPS
+            # Of a model that forks memory is private without any lack of room: no run makes that larger and larger.
+            most_bytes = 2 * (used.footprint_bytes + used.spilled_bytes)
+            need_bytes = min(had_bytes + used.spilled_bytes * _GAPS, most_bytes)
         need_bytes = -(-int(need_bytes) // _GRAIN_BYTES) * _GRAIN_BYTES
         self._out.append(Remember(self._identities[version.number], used.signature, need_bytes))
         if need_bytes > ring.needs_bytes[version.number]:

@@ -86,6 +86,15 @@ def test_gaps_that_leave_too_little_room_make_the_slot_larger_all_the_same():
     assert ring(world).size_bytes == FIRST_BYTES + 25 * MIB
 
 
+def test_what_is_private_because_a_model_forks_makes_no_slot_larger_run_after_run():
+    world = serving("m")
+    worker, version = world.workers()[0].number, world.core.library.models["m"].current
+    world.submit("m", plan=RunPlan(1.0))
+    for _ in range(10):
+        world.feed(events.SlotUsed(worker, Used(version.number, "x", 40 * MIB, 40 * MIB, 0)))
+    assert ring(world).size_bytes == 160 * MIB
+
+
 def test_slots_of_a_fixed_size_stay_as_they_are():
     world = serving("m", slot_bytes=16 * MIB)
     for _ in range(2):
