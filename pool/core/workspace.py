@@ -251,7 +251,7 @@ class Workspace:
             ring.spills += 1
             ring.spilled_bytes = max(ring.spilled_bytes, used.spilled_bytes)
             had_bytes = min(ring.slots[seat].size_bytes, ring.size_bytes)
-            # Of a model that forks memory is private without any lack of room: no run makes that larger and larger.
+            # Memory of a model that forks is private without any lack of room: it must not grow run after run.
             most_bytes = 2 * (used.footprint_bytes + used.spilled_bytes)
             need_bytes = min(had_bytes + used.spilled_bytes * _GAPS, most_bytes)
         need_bytes = -(-int(need_bytes) // _GRAIN_BYTES) * _GRAIN_BYTES
