@@ -32,37 +32,9 @@ from onecopy.pool import Pool
 from relay import relay
 from rich.console import Console
 from rich.table import Table
+from turns import Echo, echo, in_turns
 
 RESULTS = Path(__file__).parent / "results"
-BLOCK = 50
-
-
-class Echo:
-    """A model that costs nothing: what is measured is the way there and back."""
-
-    def __call__(self, x: Any) -> Any:
-        return x
-
-
-def echo(x: Any) -> Any:
-    """The same for an executor."""
-    return x
-
-
-def in_turns(calls: dict[str, Callable[[], Any]], blocks: int) -> dict[str, dict[str, float]]:
-    """Time each call, a block of each in turns; return p50 and p99 in microseconds."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(blocks + 1):
-        for name, call in calls.items():
-            for _ in range(BLOCK):
-                started_at = time.perf_counter()
-                call()
-                if turn:  # the first is to warm up
-                    times[name].append((time.perf_counter() - started_at) * 1e6)
-    return {
-        name: {"p50_us": statistics.median(one), "p99_us": statistics.quantiles(one, n=100)[98]}
-        for name, one in times.items()
-    }
 
 
 def rates_in_turns(calls: dict[str, Callable[[int], Any]], count: int, turns: int) -> dict[str, float]:
@@ -110,21 +82,14 @@ def small_requests() -> dict[str, Any]:
             count=10_000,
             turns=5,
         )
-        large = np.zeros((224, 224, 3), dtype=np.float32)
-        latency_large = in_turns(
-            {"onecopy": lambda: handle(large), "executor": lambda: executor.submit(echo, large).result()},
-            blocks=10,
-        )
     return {
         "latency, 1 kB": latency,
         "requests per second, 1 kB": rates,
-        "latency, 602 kB": latency_large,
         "ratios": {
             "p50 / relay": latency["onecopy"]["p50_us"] / latency["relay"]["p50_us"],
             "p50 / executor": latency["onecopy"]["p50_us"] / latency["executor"]["p50_us"],
             "throughput / executor": rates["onecopy"] / rates["executor"],
             "throughput / relay": rates["onecopy"] / rates["relay"],
-            "602 kB p50 / executor": latency_large["onecopy"]["p50_us"] / latency_large["executor"]["p50_us"],
         },
     }
 

@@ -20,39 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 from onecopy.pool import Pool
+from turns import Echo, echo, in_turns
 
 #: A float32 image of 602 kB, and a tensor of 64 MB.
 IMAGE_SHAPE = (3, 224, 224)
 LARGE_SHAPE = (4096, 4096)
-BLOCK, BLOCKS = 40, 15
+BLOCKS = 15
 #: Requests under way at once, and how many are timed.
 UNDER_WAY, COUNT = 8, 500
 LARGE_TURNS = 25
-
-
-class Echo:
-    """A model that costs nothing: what is measured is the way there and back."""
-
-    def __call__(self, x: Any) -> Any:
-        return x
-
-
-def echo(x: Any) -> Any:
-    """The same for an executor."""
-    return x
-
-
-def latencies(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the median of each call in microseconds, of blocks that were timed in turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(BLOCKS + 1):
-        for name, call in calls.items():
-            for _ in range(BLOCK):
-                started_at = time.perf_counter()
-                call()
-                if turn:  # the first is to warm up
-                    times[name].append((time.perf_counter() - started_at) * 1e6)
-    return {name: statistics.median(one) for name, one in times.items()}
 
 
 def rates(submits: dict[str, Callable[[], Any]]) -> dict[str, float]:
@@ -102,7 +78,8 @@ def measure() -> dict[str, Any]:
             "executor, torch tensor": lambda: executor.submit(echo, image),
         }
         calls = {name: lambda submit=submit: submit().result() for name, submit in submits.items()}
-        latency = latencies(calls | {"onecopy": lambda: handle(image)})
+        timed = in_turns(calls | {"onecopy": lambda: handle(image)}, BLOCKS)
+        latency = {name: one["p50_us"] for name, one in timed.items()}
         rate = rates(submits)
         whole = large(lambda: handle(matrix), matrix.nbytes)
         inline = pool.status().mailboxes.inline
