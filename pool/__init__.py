@@ -20,7 +20,8 @@ from ..protocol.errors import (
     WorkerDied,
     WorkspaceOverflow,
 )
-from .config import ConfigError, Model
+from .checks import ConfigError
+from .model import Model
 
 if TYPE_CHECKING:
     from .client import Pool

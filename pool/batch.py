@@ -28,15 +28,13 @@ from ..protocol.errors import (
     RequestCancelled,
     SupervisorLost,
 )
+from .checks import ConfigError
 from .client import Pool
-from .config import ConfigError
-from .futures import PoolFuture
+from .flow import Flow
 from .jobfiles import MAX_LINE_BYTES, InputLine, InputLines, JobOutput, JobState, is_regular
 from .lines import arguments, id_of, read_json, to_bytes, to_json
+from .options import RequestOptions
 
-#: Requests under way at once: as many as `Pool.map` has.
-_AHEAD_PER_WORKER: Final = 16
-_LEAST_AHEAD: Final = 64
 #: Bytes of requests and expected answers under way at once.
 _AHEAD_BYTES: Final = 256 << 20
 #: What says nothing about the line that it hit.
@@ -51,7 +49,7 @@ class BatchOptions:
         model, method: what runs; an empty method is the model's own.
         input, output: paths; ``-`` for standard input and output.
         resume, overwrite: what to do if there is output already; it is refused otherwise.
-        timeout_s, retries: of each request.
+        timeout_s, retries, priority: of each request; see `RequestOptions`.
         progress: show a bar, if standard error is a terminal.
     """
 
@@ -63,6 +61,7 @@ class BatchOptions:
     overwrite: bool = False
     timeout_s: float | None = None
     retries: int = 1
+    priority: int = 0
     progress: bool = True
 
 
@@ -81,7 +80,6 @@ class JobInterrupted(PoolError):
 
 class _UnderWay(NamedTuple):
     id: Any
-    outcome: PoolFuture | PoolError
     size_bytes: int
 
 
@@ -118,10 +116,11 @@ class _Job:
         self._pool = pool
         self._source = source
         self._output = output
-        self._model = pool.model(
-            options.model, method=options.method or None, timeout_s=options.timeout_s, retries=options.retries
+        request = RequestOptions(
+            options.model, options.method, options.priority, options.timeout_s, options.retries
         )
-        self._ahead = max(_LEAST_AHEAD, _AHEAD_PER_WORKER * len(pool.status().workers))
+        self._flow = Flow(pool._connection, request, may_look_ahead=is_regular(options.input))
+        self._results: deque[Any] = deque()  # of the oldest pack; those that failed are errors
         self._folder = os.getcwd() if options.input == "-" else os.path.dirname(os.path.abspath(options.input))
         self._under_way: deque[_UnderWay] = deque()
         self._under_way_bytes = 0
@@ -153,14 +152,12 @@ class _Job:
                 self._finish_one()
                 finished_one()
         finally:
-            for one in self._under_way:
-                if isinstance(one.outcome, PoolFuture):
-                    one.outcome.cancel()
+            self._flow.close()
 
     @property
     def _is_full(self) -> bool:
         expected_bytes = self._under_way_bytes + self._answer_bytes * len(self._under_way)
-        return len(self._under_way) >= self._ahead or expected_bytes > _AHEAD_BYTES
+        return not self._flow.has_room or expected_bytes > _AHEAD_BYTES
 
     def _begin(self, line: InputLine) -> None:
         """Submit a line; one that cannot be is an error in its turn."""
@@ -172,24 +169,18 @@ class _Job:
             name = id_of(document, line.number)
             args, kwargs, loaded_bytes = arguments(document, self._folder)
             size_bytes = len(line.text) + loaded_bytes
-            outcome = self._model._submit(tuple(args), kwargs)  # as `submit`, with names such as "self" allowed
+            self._flow.add_call(args, kwargs)
         except PoolError as error:
-            if self._ends_the_job(error):
-                raise
-            outcome = error
-        self._under_way.append(_UnderWay(name, outcome, size_bytes))
+            self._flow.add_failed(error)
+        self._under_way.append(_UnderWay(name, size_bytes))
         self._under_way_bytes += size_bytes
 
     def _finish_one(self) -> None:
         """Write the oldest line's result, once it is there."""
-        name, outcome, size_bytes = self._under_way[0]
+        name, size_bytes = self._under_way[0]
         label = f'{{"id": {to_json(name)}, '
         try:
-            if isinstance(outcome, PoolError):
-                raise outcome
-            if not outcome.done():
-                self._output.flush()
-            line, failed = to_bytes(f'{label}"result": {to_json(outcome.result())}}}'), False
+            line, failed = to_bytes(f'{label}"result": {to_json(self._next_result())}}}'), False
         except PoolError as error:
             if self._ends_the_job(error):
                 raise
@@ -199,6 +190,20 @@ class _Job:
         self._under_way_bytes -= size_bytes
         self._answer_bytes = max(self._answer_bytes, len(line))
         self.tally = Tally(self.tally.lines + 1, self.tally.failed + failed)
+
+    def _next_result(self) -> Any:
+        """Wait for the oldest line's result, and return it or raise why there is none."""
+        if not self._results:
+            if not self._flow.done():
+                self._output.flush()
+            pack = self._flow.next_pack()
+            assert pack is not None, "a line is under way"
+            self._results.extend(pack.outcomes())
+        self._flow.under_way -= 1
+        result = self._results.popleft()
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
     def _ends_the_job(self, error: PoolError) -> bool:
         if isinstance(error, _ENDS_THE_JOB):

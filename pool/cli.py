@@ -20,9 +20,14 @@ from .command import (
     Dtype,
     Endpoint,
     KwargJson,
+    MaxBatch,
+    MaxQueue,
+    MaxWait,
     Method,
+    Priority,
     Residency,
     Retries,
+    Share,
     Sharing,
     Source,
     Task,
@@ -203,7 +208,11 @@ def run(
     ] = None,
     arg: ArgJson = None,
     kwarg: KwargJson = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="For a method that yields: print each item as it comes, a line each.")
+    ] = False,
     method: Method = "",
+    priority: Priority = 0,
     timeout: Timeout = None,
     retries: Retries = 1,
     endpoint: Endpoint = None,
@@ -226,8 +235,13 @@ def run(
     except InvalidRequest as error:
         raise typer.BadParameter(error.message) from None
     with connect(endpoint) as pool:
-        handle = pool.model(model, method=method or None, timeout_s=timeout, retries=retries)
-        print_line(lines.to_json(handle._submit(tuple(args), kwargs).result()))
+        handle = pool.model(model, method=method or None, priority=priority, timeout_s=timeout, retries=retries)
+        if not stream:
+            print_line(lines.to_json(handle._submit(tuple(args), kwargs).result()))
+            return
+        for item in handle._stream(tuple(args), kwargs):
+            print_line(lines.to_json(item))
+            sys.stdout.flush()
 
 
 @app.command()
@@ -239,6 +253,7 @@ def batch(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the job was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew if there is output.")] = False,
     method: Method = "",
+    priority: Priority = -10,
     timeout: Timeout = None,
     retries: Retries = 1,
     progress: Annotated[bool, typer.Option(help="Show a progress bar on a terminal.")] = True,
@@ -248,12 +263,13 @@ def batch(
 
     A line is a value, which is the one argument, or {"id": ..., "args": [...], "kwargs": {...}}. Its result is
     {"id": ..., "result": ...} or {"id": ..., "error": {...}}; the exit code is 1 if there is any error.
+    A job stands back behind other requests, unless it is given another priority.
     """
     from .batch import BatchOptions, run_batch
 
     options = BatchOptions(
         model, method, input_, output, resume=resume, overwrite=overwrite, timeout_s=timeout, retries=retries,
-        progress=progress,
+        priority=priority, progress=progress,
     )  # fmt: skip
     tally = run_batch(full_endpoint(endpoint), options)
     print(f"onecopy: {tally.lines} lines, {tally.failed} failed", file=sys.stderr)  # noqa: T201
@@ -280,6 +296,10 @@ def load(
         str, typer.Option(help="Whose slots its runs use: device, private, or a name.")
     ] = "device",
     on_overflow: Annotated[str, typer.Option(help="What if a slot is too small: spill, or error.")] = "spill",
+    max_batch: MaxBatch = 1,
+    max_wait_ms: MaxWait = 0,
+    share: Share = 1,
+    max_queue: MaxQueue = 0,
     method: Annotated[str, typer.Option(help="What a request calls that names no method.")] = "__call__",
     warm: Annotated[bool, typer.Option("--warm", help="Load and thaw it once, now.")] = False,
     grad: Annotated[bool, typer.Option("--grad", help="Run with autograd.")] = False,
@@ -289,7 +309,8 @@ def load(
 
     Relative paths begin here. With a path, --kwarg goes to the library that loads it.
     """
-    from .config import Model, check_name
+    from .checks import check_name
+    from .model import Model
     from .sources import app_paths, load_by_name
 
     given = json_arguments(arg, kwarg)
@@ -297,6 +318,7 @@ def load(
         source, args=given["args"], kwargs=given["kwargs"], weights=weights, dtype=dtype, task=task,
         trusted=trusted, residency=cast(Any, residency), sharing=cast(Any, sharing), method=method, warm=warm,
         grad=grad, workspace=workspace, on_overflow=cast(Any, on_overflow),
+        max_batch=max_batch, max_wait_ms=max_wait_ms, share=share, max_queue=max_queue,
     )  # fmt: skip
     paths = [os.getcwd(), *app_paths()]
     order = load_by_name(check_name("model", name), model, paths, eager=True)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping
 from typing import Any, Self
 
 from ..protocol.errors import InvalidRequest
 from ..protocol.messages import UnloadModel
 from . import environment
 from .attach import attach
-from .config import MAILBOX_BYTES, ConfigError, Model, Settings, check_name, read_size
+from .checks import ConfigError, check_name, read_size
 from .connection import Connection
 from .control import ControlSocket
+from .executor import PoolExecutor
 from .futures import PoolFuture
 from .handle import ModelHandle
 from .handover import hand_over
 from .launch import OwnedSupervisor
+from .model import Model
+from .options import RequestOptions
+from .settings import MAILBOX_BYTES, Settings
 from .sources import app_paths, load_by_factory, load_by_name
+from .streams import ITEMS_AHEAD, AsyncStream, Stream
 from .views import Memory, ModelInfo, Status
 
 #: What the only model of ``Pool(model)`` is called.
@@ -37,6 +42,8 @@ class Pool:
             an object with tensors, a factory, or ``"package.module:name"``. One model alone is named "model".
         workers: how many worker processes; default: the cores.
         slots: how many of them may run at once; default: the workers, at most the cores.
+        adaptive: let the number of those that run at once follow what gives the highest throughput, up to
+            ``slots``; default: where ``slots`` is not given.
         threads: threads that torch uses in one run; default: cores divided by slots.
         pin: let the runs that are under way at once use cores of their own, where there are enough. Where several
             pools share a machine, leave that to the system: they would all take the same cores first.
@@ -59,6 +66,7 @@ class Pool:
         *,
         workers: int | None = None,
         slots: int | None = None,
+        adaptive: bool | None = None,
         threads: int | None = None,
         pin: bool = True,
         slot: int | str = 0,
@@ -69,6 +77,7 @@ class Pool:
         settings = Settings(
             workers=environment.cores() if workers is None else workers,
             slots=slots or 0,
+            adaptive=adaptive,
             threads=threads or 0,
             pin=pin,
             slot_bytes=read_size("slot", slot),
@@ -149,23 +158,53 @@ class Pool:
         """Run a model from asyncio; cancelling the task cancels the request."""
         return await self.model(name).arun(*args, **kwargs)
 
+    def stream(self, name: str, /, *args: Any, buffersize: int = ITEMS_AHEAD, **kwargs: Any) -> Stream:
+        """Run a method that yields; return an iterator over its items, see `ModelHandle.stream`."""
+        return self.model(name).stream(*args, buffersize=buffersize, **kwargs)
+
+    def astream(self, name: str, /, *args: Any, buffersize: int = ITEMS_AHEAD, **kwargs: Any) -> AsyncStream:
+        """Run a method that yields; return an asynchronous iterator over its items."""
+        return self.model(name).astream(*args, buffersize=buffersize, **kwargs)
+
     def map(
         self, name: str, xs: Iterable[Any], *, buffersize: int | None = None, progress: bool = False
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Run a model on each ``x``; yield the results in order, see `ModelHandle.map`."""
         return self.model(name).map(xs, buffersize=buffersize, progress=progress)
 
     def as_completed(
         self, name: str, xs: Iterable[Any], *, buffersize: int | None = None, progress: bool = False
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Generator[tuple[int, Any], None, None]:
         """Run a model on each ``x``; yield ``(index, result)`` as they come."""
         return self.model(name).as_completed(xs, buffersize=buffersize, progress=progress)
 
+    def amap(
+        self, name: str, xs: Iterable[Any] | AsyncIterable[Any], *, buffersize: int | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """Run a model on each ``x``; yield the results in order, from asyncio, see `ModelHandle.amap`."""
+        return self.model(name).amap(xs, buffersize=buffersize)
+
+    def executor(self, name: str) -> PoolExecutor:
+        """Return a `concurrent.futures.Executor` whose tasks are runs of a model, see `PoolExecutor`."""
+        return self.model(name).executor()
+
     def model(
-        self, name: str, *, method: str | None = None, timeout_s: float | None = None, retries: int = 1
+        self,
+        name: str,
+        *,
+        method: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        retries: int = 1,
+        session: str = "",
     ) -> ModelHandle:
-        """Return a handle of a model with options for its requests, see `ModelHandle`."""
-        return ModelHandle(self._connection, name, method=method, timeout_s=timeout_s, retries=retries)
+        """Return a handle of a model with options for its requests, see `RequestOptions`.
+
+        Raises:
+            ConfigError: an option cannot be.
+        """
+        options = RequestOptions(name, method or "", priority, timeout_s, retries, session)
+        return ModelHandle(self._connection, options)
 
     # --- models ---------------------------------------------------------------------------------------------
 
@@ -224,11 +263,13 @@ class Pool:
         """End the pool (a connected one: end the connection), as `concurrent.futures.Executor.shutdown`.
 
         Args:
-            wait: return when everything submitted is answered and every process is gone.
+            wait: return when everything submitted is answered and every process is gone. Streams that other
+                threads read come to their end; those that this one read are closed.
             cancel_futures: give up what is not answered yet.
         """
         if not self._finalizer.alive:
             return
+        self._connection.before_shutdown()
         if self._supervisor is None:
             if wait and not cancel_futures:
                 self._connection.wait_for_all()

@@ -32,10 +32,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Method = Annotated[str, typer.Option(help="Method to call; default: the one the model was declared with.")]
 Timeout = Annotated[float | None, typer.Option(help="Seconds after which a request fails.")]
 Retries = Annotated[int, typer.Option(help="How many deaths of a worker a request survives.")]
+Priority = Annotated[
+    int, typer.Option(help="From -100 to 100: of what waits, the higher goes first; a level is worth a second.")
+]
 ArgJson = Annotated[list[str] | None, typer.Option("--arg", metavar="JSON", help="A positional argument.")]
 KwargJson = Annotated[list[str] | None, typer.Option("--kwarg", metavar="KEY=JSON", help="A keyword argument.")]
 
-# What `load` takes besides, as `config.Model` has it.
+# What `load` takes besides, as `model.Model` has it.
 Source = Annotated[
     str,
     typer.Argument(
@@ -69,6 +72,16 @@ Residency = Annotated[
 Sharing = Annotated[
     str, typer.Option(help="shared: equal weights of several models are stored once; or private: not of this one.")
 ]
+MaxBatch = Annotated[int, typer.Option(help="How many calls a worker may run as one, concatenated.")]
+MaxWait = Annotated[
+    float, typer.Option("--max-wait-ms", help="How long a call may wait for others while all workers are busy.")
+]
+Share = Annotated[
+    float, typer.Option(help="Its part of the workers' time when there is not enough, relative to the others'.")
+]
+MaxQueue = Annotated[
+    int, typer.Option(help="How many of its requests may wait; what comes then fails. 0: no bound of its own.")
+]
 
 
 def reports_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -77,7 +90,7 @@ def reports_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         from ..protocol.errors import PoolError
-        from .config import ConfigError
+        from .checks import ConfigError
 
         try:
             result = command(*args, **kwargs)
@@ -98,7 +111,7 @@ def reports_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def full_endpoint(given: str | None) -> str:
     """Return the endpoint that an option stands for: a name of a pool, an endpoint, or nothing."""
-    from .config import check_name
+    from .checks import check_name
     from .environment import default_directory, default_endpoint
 
     if not given:

@@ -6,30 +6,74 @@ in `result` reads the pool's socket in its own time slice, instead of being woke
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures._base import CANCELLED
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..protocol.messages import Reply
+from ..protocol.tensors import Buffer
+from .parcels import MethodKey
 
 if TYPE_CHECKING:
     from .connection import Connection
 
 
+class Expected(Protocol):
+    """Whom an answer is for.
+
+    Attributes:
+        number: that of the request; the connection gives it.
+        key: the model and method whose results are to be expected to be as large as this one; None: of none.
+    """
+
+    number: int
+
+    @property
+    def key(self) -> MethodKey | None:
+        """See above."""
+        ...
+
+    @property
+    def condition(self) -> threading.Condition:
+        """Notified when `done` may have changed."""
+        ...
+
+    def done(self) -> bool:
+        """Whether nobody needs to wait for it."""
+        ...
+
+    def answered(self, reply: Reply, value: Any, buffers: Sequence[Buffer], /) -> None:
+        """Take the answer, the value in it, and the buffers that this is made of."""
+        ...
+
+    def failed(self, error: BaseException, /) -> None:
+        """Take the reason why there is none."""
+        ...
+
+    def yielded(self, body: bytes, buffers: Sequence[Buffer], /) -> None:
+        """Take an item of a stream."""
+        ...
+
+    def before_shutdown(self) -> None:
+        """See to it that whoever ends the pool does not wait for this in vain."""
+        ...
+
+
 class PoolFuture(Future[Any]):
     """The future answer to one request.
-
-    `cancel` succeeds as long as there is no answer, also while the model runs: the answer is then dropped.
 
     Attributes:
         number: that of the request.
         key: the model, or what else was asked for, and the method.
     """
 
-    def __init__(self, connection: Connection, number: int, key: tuple[str, str]) -> None:
+    def __init__(self, connection: Connection, key: MethodKey) -> None:
         super().__init__()
         self._connection = connection
-        self.number = number
+        self.number = 0
         self.key = key
 
     def __repr__(self) -> str:
@@ -58,14 +102,19 @@ class PoolFuture(Future[Any]):
             self._connection.wait(self, timeout)
         return super().exception(0)
 
-    def cancel(self) -> bool:
-        """Give the answer up; false if it is there already."""
-        if self.done():
-            return self.cancelled()
-        cancelled = super().cancel()
-        if cancelled:
-            self._connection.forget(self.number)
-        return cancelled
+    def cancel(self, kill: bool = False) -> bool:
+        """Give the answer up, also while the model runs; false if it is there already.
+
+        A run that is under way ends at the next call of a module, or when it next yields; with ``kill`` its worker
+        is ended, unless it runs something else by then.
+        """
+        if not super().cancel():
+            return False
+        with self._condition:
+            if self._state == CANCELLED:  # and those who wait for several futures do not know it yet
+                self.set_running_or_notify_cancel()
+        self._connection.forget(self.number, kill=kill)
+        return True
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """Have ``fn`` called with this future when it is done, in whichever thread notices it."""
@@ -73,28 +122,18 @@ class PoolFuture(Future[Any]):
         if not self.done():
             self._connection.keep_receiving(urgent=True)
 
-    def then_put_into(self, sink: Sink, item: Any) -> None:
-        """Have an item put into a sink when this is done."""
-        super().add_done_callback(lambda _: sink.put(item))
+    def answered(self, _reply: Reply, value: Any, _buffers: Sequence[Buffer]) -> None:
+        """Take the result, unless its owner cancelled it in this moment."""
+        with contextlib.suppress(InvalidStateError):
+            self.set_result(value)
 
+    def failed(self, error: BaseException) -> None:
+        """Take the reason why there is no result."""
+        with contextlib.suppress(InvalidStateError):
+            self.set_exception(error)
 
-class Sink:
-    """A place where finished things arrive, for `as_completed`."""
+    def yielded(self, _body: bytes, _buffers: Sequence[Buffer]) -> None:
+        """Drop an item; a request for a result gets none."""
 
-    def __init__(self) -> None:
-        self.condition = threading.Condition()
-        self._items: deque[Any] = deque()
-
-    def put(self, item: Any) -> None:
-        """Add an item."""
-        with self.condition:
-            self._items.append(item)
-            self.condition.notify_all()
-
-    def done(self) -> bool:
-        """Whether something is there."""
-        return bool(self._items)
-
-    def take(self) -> Any:
-        """Return what arrived first."""
-        return self._items.popleft()
+    def before_shutdown(self) -> None:
+        """Let its answer come: nobody needs to do anything for it."""

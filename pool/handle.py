@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from typing import Any, Self
 
-from ..protocol.values import encode
-from .config import ConfigError, check_name
+from ..protocol.values import Encoded, encode
+from .amap import amap
 from .connection import Connection
-from .futures import PoolFuture, Sink
-
-#: Requests that `map` keeps under way for each worker.
-_AHEAD_PER_WORKER = 16
-_LEAST_AHEAD = 64
+from .executor import PoolExecutor
+from .flow import Flow
+from .futures import PoolFuture
+from .options import RequestOptions
+from .streams import ITEMS_AHEAD, AsyncStream, Stream, open_inbox
 
 
 class ModelHandle:
@@ -23,33 +21,16 @@ class ModelHandle:
 
     Args:
         connection: to the pool.
-        name: the model.
-        method: which of its methods runs; empty: the one that the model was declared with.
-        timeout_s: seconds after which a request fails with `DeadlineExceeded`; None: never.
-        retries: how many deaths of a worker a request survives.
+        options: of its requests.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        name: str,
-        *,
-        method: str | None = None,
-        timeout_s: float | None = None,
-        retries: int = 1,
-    ) -> None:
-        if timeout_s is not None and not 0 < timeout_s < float("inf"):
-            raise ConfigError(f"timeout_s must be a positive number of seconds, or None; not {timeout_s!r}")
-        if type(retries) is not int or not 0 <= retries <= 100:
-            raise ConfigError(f"retries must be a whole number from 0 to 100, not {retries!r}")
+    def __init__(self, connection: Connection, options: RequestOptions) -> None:
         self._connection = connection
-        self._name = check_name("model", name)
-        self._method = check_name("method", method) if method else ""
-        self._timeout_s = timeout_s or 0.0
-        self._retries = retries
+        self._options = options
 
     def __repr__(self) -> str:
-        return f"<ModelHandle {self._name}{'.' + self._method if self._method else ''}>"
+        method = f".{self._options.method}" if self._options.method else ""
+        return f"<ModelHandle {self._options.model}{method}>"
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the model and return what it returned; raises `PoolError` as `submit`'s future does."""
@@ -70,70 +51,121 @@ class ModelHandle:
         """Run the model from asyncio; cancelling the task cancels the request."""
         return await asyncio.wrap_future(self._submit(args, kwargs))
 
-    def map(self, xs: Iterable[Any], *, buffersize: int | None = None, progress: bool = False) -> Iterator[Any]:
+    # --- streams --------------------------------------------------------------------------------------------
+
+    def stream(self, /, *args: Any, buffersize: int = ITEMS_AHEAD, **kwargs: Any) -> Stream:
+        """Have a method run that yields; return an iterator over its items, while it runs.
+
+        The iterator has a ``close`` and can be used in ``with``; leaving a loop over it closes it too. What the
+        method raises comes after the items before it. A timeout is for the whole stream, and it is not tried again
+        after its first item.
+
+        Args:
+            *args: for the method.
+            buffersize: how many items may be ahead of the reader; beyond that the model waits.
+            **kwargs: for the method.
+
+        Raises:
+            InvalidRequest: an argument cannot travel; the message names its path.
+            SupervisorLost: the pool is gone.
+        """
+        return self._stream(args, kwargs, buffersize)
+
+    def astream(self, /, *args: Any, buffersize: int = ITEMS_AHEAD, **kwargs: Any) -> AsyncStream:
+        """Have a method run that yields; return an asynchronous iterator over its items, see `stream`.
+
+        It has an ``aclose`` and can be used in ``async with``; cancelling the task that reads closes it too.
+        """
+        inbox = open_inbox(self._connection, self._options, *_encode(args, kwargs), buffersize)
+        return AsyncStream(self._connection, inbox)
+
+    # --- many -----------------------------------------------------------------------------------------------
+
+    def map(
+        self, xs: Iterable[Any], *, buffersize: int | None = None, progress: bool = False
+    ) -> Generator[Any, None, None]:
         """Run the model on each ``x``; yield the results in order.
+
+        Small arguments of quick models travel together.
 
         Args:
             xs: one argument for each run; it may be endless.
-            buffersize: how many runs may be under way before their results are taken.
+            buffersize: how many runs may be under way before their results are taken; default: 16 for each worker
+                and at least 64, or more for a quick model if ``xs`` has a length.
             progress: show a progress bar.
 
         Raises:
             PoolError: what a run failed with, where its result would have come. The rest is cancelled.
         """
-        under_way: deque[PoolFuture] = deque()
-        source = iter(xs)
-        try:
-            with _bar(self._name, xs, shown=progress) as bar:
-                for x in itertools.islice(source, self._ahead(buffersize)):
-                    under_way.append(self._submit((x,), {}))
-                while under_way:
-                    result = under_way.popleft().result()
-                    for x in itertools.islice(source, 1):
-                        under_way.append(self._submit((x,), {}))
-                    bar.update()
-                    yield result
-        finally:
-            for future in under_way:
-                future.cancel()
+        return _values(self._results(self._flow(xs, buffersize, in_order=True), xs, progress=progress))
 
     def as_completed(
         self, xs: Iterable[Any], *, buffersize: int | None = None, progress: bool = False
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Generator[tuple[int, Any], None, None]:
         """Run the model on each ``x``; yield ``(index, result)`` as they come. Arguments as for `map`."""
-        sink = Sink()
-        under_way: dict[int, PoolFuture] = {}
-        source = enumerate(xs)
+        return self._results(self._flow(xs, buffersize, in_order=False), xs, progress=progress)
 
-        def submit(count: int) -> None:
-            for index, x in itertools.islice(source, count):
-                future = under_way[index] = self._submit((x,), {})
-                future.then_put_into(sink, index)
+    def amap(
+        self, xs: Iterable[Any] | AsyncIterable[Any], *, buffersize: int | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """Run the model on each ``x``; yield the results in order, from asyncio.
 
-        try:
-            with _bar(self._name, xs, shown=progress) as bar:
-                submit(self._ahead(buffersize))
-                while under_way:
-                    self._connection.wait(sink)
-                    index = sink.take()
-                    result = under_way.pop(index).result()
-                    submit(1)
-                    bar.update()
-                    yield index, result
-        finally:
-            for future in under_way.values():
-                future.cancel()
+        Args:
+            xs: one argument for each run; an asynchronous source is read while results are waited for.
+            buffersize: as for `map`.
+
+        Raises:
+            PoolError: what a run failed with, where its result would have come. The rest is cancelled.
+        """
+        return amap(self._flow(xs, buffersize, in_order=True), xs)
+
+    def executor(self) -> PoolExecutor:
+        """Return a `concurrent.futures.Executor` whose tasks are runs of this model, see `PoolExecutor`."""
+        return PoolExecutor(self._connection, self._options)
 
     def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PoolFuture:
-        body, buffers = encode([list(args), kwargs], name="[args, kwargs]")
-        return self._connection.submit(self._name, self._method, self._timeout_s, self._retries, body, buffers)
+        future = PoolFuture(self._connection, (self._options.model, self._options.method))
+        self._connection.submit(future, self._options, *_encode(args, kwargs))
+        return future
 
-    def _ahead(self, buffersize: int | None) -> int:
-        if buffersize is None:
-            return max(_LEAST_AHEAD, _AHEAD_PER_WORKER * self._connection.welcome.workers)
-        if type(buffersize) is not int or buffersize < 1:
-            raise ConfigError(f"buffersize must be a positive whole number, not {buffersize!r}")
-        return buffersize
+    def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any], buffersize: int = ITEMS_AHEAD) -> Stream:
+        inbox = open_inbox(self._connection, self._options, *_encode(args, kwargs), buffersize)
+        return Stream(self._connection, inbox)
+
+    def _flow(self, xs: Iterable[Any] | AsyncIterable[Any], buffersize: int | None, *, in_order: bool) -> Flow:
+        # What has a length is there: nobody waits for it, and nobody sees how far one looks ahead.
+        return Flow(
+            self._connection, self._options, buffersize, may_look_ahead=hasattr(xs, "__len__"), in_order=in_order
+        )
+
+    def _results(self, flow: Flow, xs: Iterable[Any], *, progress: bool) -> Generator[tuple[int, Any], None, None]:
+        """Yield the index and result of each call."""
+        source = iter(xs)
+        try:
+            with _bar(self._options.model, xs, shown=progress) as bar:
+                flow.fill(source)
+                while (pack := flow.next_pack()) is not None:
+                    for offset, result in enumerate(pack.results):
+                        if offset in pack.errors:
+                            raise pack.errors[offset]
+                        flow.under_way -= 1
+                        flow.fill(source)
+                        bar.update()
+                        yield pack.first + offset, result
+        finally:
+            flow.close()
+
+
+def _encode(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
+    return encode([list(args), kwargs], name="[args, kwargs]")
+
+
+def _values(results: Generator[tuple[int, Any], None, None]) -> Generator[Any, None, None]:
+    try:
+        for _, result in results:
+            yield result
+    finally:
+        results.close()
 
 
 class _NoBar:

@@ -10,8 +10,8 @@ from ..protocol.errors import LoadFailed, PoolError
 from ..protocol.filling import Grant, Granter, Want
 from ..protocol.mapping import Mapping, map_region
 from ..protocol.messages import LoadModel
-from .config import Model
 from .control import ControlSocket
+from .model import Model
 from .sources import app_paths, example_of, plain_options
 
 

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, Self
 import xxhash
 
 from ..protocol.errors import InvalidRequest, PoolError
-from .config import ConfigError
+from .checks import ConfigError
 
 _READ_BYTES: Final = 1 << 20
 #: A longer line is an error of its own; it is not kept in memory.

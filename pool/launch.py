@@ -14,8 +14,8 @@ from ..protocol.channel import Channel
 from ..protocol.errors import PoolError, SupervisorLost, from_record
 from ..protocol.leftovers import remove_if_abandoned
 from ..protocol.messages import Configure, Refused, Serving, StopPool
-from .config import Settings
 from .control import ControlSocket
+from .settings import Settings
 from .supervisor.logs import Line
 
 #: A supervisor starts in a tenth of a second; one that takes this long never will.

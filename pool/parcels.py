@@ -74,20 +74,22 @@ class Parcels:
     def __contains__(self, request: int) -> bool:
         return request in self._under_way
 
-    def expects(self, key: MethodKey) -> bool:
+    def expects(self, key: MethodKey | None) -> bool:
         """Whether results of this model and method have had large arrays lately."""
-        learned = self._learned.get(key)
+        learned = self._learned.get(key) if key is not None else None
         return learned is not None and learned.size_bytes > 0
 
-    def send(self, request: int, key: MethodKey, buffers: Sequence[Buffer]) -> Sent:
+    def send(self, request: int, key: MethodKey | None, buffers: Sequence[Buffer]) -> Sent:
         """Put the large arrays of a request where they can be read, and set memory aside for those of its result.
+
+        Without a key nothing is set aside.
 
         Raises:
             SupervisorLost: it ended meanwhile.
         """
         sizes_bytes = [memoryview(buffer).nbytes for buffer in buffers]
         block = self.mailboxes.take(sum(map(aligned, sizes_bytes))) if buffers else None
-        learned = self._learned.get(key)
+        learned = self._learned.get(key) if key is not None else None
         result = self.mailboxes.take(learned.size_bytes) if learned is not None and learned.size_bytes else None
         if block is not None or result is not None:
             self._under_way[request] = (block, result)
@@ -108,9 +110,11 @@ class Parcels:
         return Sent(places, reply, ())
 
     def received(
-        self, request: int, key: MethodKey, places: Sequence[Any], following: Sequence[Buffer]
+        self, request: int, key: MethodKey | None, places: Sequence[Any], following: Sequence[Buffer]
     ) -> Sequence[Buffer]:
         """Return the buffers of a result: those that followed it, and those that lie where they were put.
+
+        With a key its size is remembered.
 
         Raises:
             InvalidRequest: the places are none that could be.
@@ -121,7 +125,7 @@ class Parcels:
         buffers = following
         if result is not None:
             buffers = self._taken_out(result, places, following)
-        if buffers or key in self._learned:
+        if key is not None and (buffers or key in self._learned):
             size_bytes = sum(aligned(memoryview(buffer).nbytes) for buffer in buffers)
             self._learned.setdefault(key, _Learned()).add(size_bytes)
         return buffers

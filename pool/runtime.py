@@ -16,7 +16,7 @@ from typing import Final
 
 from ..protocol.errors import PoolError
 from ..protocol.leftovers import LOCK, remove_if_abandoned
-from .config import ConfigError
+from .checks import ConfigError
 from .environment import runtime_base
 
 CONTROL: Final = "control"

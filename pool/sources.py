@@ -10,7 +10,7 @@ from typing import Any, Final
 from ..protocol.errors import LoadFailed
 from ..protocol.messages import LoadModel
 from ..protocol.values import encode
-from .config import Model
+from .model import Model
 
 #: It travels in one message's header.
 _MAX_EXAMPLE_BYTES: Final = 32 << 20

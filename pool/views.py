@@ -26,6 +26,28 @@ class View:
 
 
 @dataclass(frozen=True)
+class BatchInfo(View):
+    """The batches of a model.
+
+    Attributes:
+        most: how many calls may run as one.
+        limit: how many do now, at most.
+        wait_s: how long a batch that is not full waits while every worker is busy.
+        mean: how many calls those so far had on average; 0 before the first.
+        note: why that is so.
+    """
+
+    most: int
+    limit: int
+    wait_s: float
+    mean: float
+    note: str
+
+    def __str__(self) -> str:
+        return f"batches of up to {self.limit} of {self.most}, {self.mean:.1f} on average ({self.note})"
+
+
+@dataclass(frozen=True)
 class ModelInfo(View):
     """One model.
 
@@ -33,7 +55,13 @@ class ModelInfo(View):
         state: ``declared`` (loaded when needed), ``building``, ``adopting``, ``ready``, ``failed``.
         weights_bytes: its one copy.
         workers: how many hold it.
-        expected_s: what a run takes, in seconds; None before the first.
+        queued: how many calls wait for a worker.
+        running: how many attempts workers have.
+        answered, failed: how many calls ended, and how.
+        expected_s: what a call takes, in seconds; None before the first.
+        share: its part of the workers' time, relative to others'.
+        worker_s: how much of the workers' time it has had.
+        batch: its batches.
         error: why it could not be loaded.
     """
 
@@ -48,13 +76,22 @@ class ModelInfo(View):
     answered: int
     failed: int
     expected_s: float | None
+    share: float
+    worker_s: float
+    batch: BatchInfo
     error: dict[str, Any] | None
 
+    @classmethod
+    def from_wire(cls, values: Mapping[str, Any]) -> Self:
+        """Return the view of what a supervisor told."""
+        return super().from_wire({**values, "batch": BatchInfo.from_wire(values["batch"])})
+
     def __str__(self) -> str:
-        return (
+        text = (
             f"{self.name}: {self.state}, {size(self.weights_bytes)} in {self.workers} workers, "
             f"{self.queued} queued, {self.running} running, {self.answered} answered, {self.failed} failed"
         )
+        return f"{text}, {self.batch}" if self.batch.most > 1 else text
 
 
 @dataclass(frozen=True)
@@ -241,7 +278,10 @@ class Status(View):
     """The pool as a whole.
 
     Attributes:
-        slots: how many workers may run at once.
+        slots: how many workers may run at once, at most.
+        concurrency: how many may now.
+        concurrency_note: why that is so.
+        sessions: how many sessions workers have.
         threads: threads that torch uses in one run.
         unanswered: requests accepted and not answered.
         retried: attempts that were repeated because a worker died.
@@ -256,6 +296,9 @@ class Status(View):
     uptime_s: float
     is_stopping: bool
     slots: int
+    concurrency: int
+    concurrency_note: str
+    sessions: int
     threads: int
     clients: int
     unanswered: int
@@ -280,6 +323,7 @@ class Status(View):
 
     def __str__(self) -> str:
         lines = [f"pool {self.name}, pid {self.pid}, up {self.uptime_s:.0f} s, {self.unanswered} unanswered"]
+        lines += [f"  {self.concurrency} of {self.slots} run at once ({self.concurrency_note})"]
         lines += [f"  worker {one.pid}: {one.state}, {one.runs} runs" for one in self.workers]
         lines += [f"  {model}" for model in self.models]
         lines += [f"  {ring}" for ring in self.rings]

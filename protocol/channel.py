@@ -59,6 +59,7 @@ class Channel:
         self._fds: deque[int] = deque()
         self._ahead: list[int] = []  # came before the message that they belong to
         self._unsent: deque[tuple[list[Buffer], list[int]]] = deque()
+        self._soon: list[Buffer] = []
         self._ready: deque[Delivery] = deque()
         self._broken: InvalidRequest | None = None  # raised once what came before is delivered
         self.is_at_end = False
@@ -89,6 +90,7 @@ class Channel:
         Raises:
             OSError: the other end is gone.
         """
+        self._send_what_was_to_be_sent_soon()
         ahead = max(0, len(fds) - 1) // MAX_FDS * MAX_FDS
         parts = stream_parts(message, buffers, len(fds) - ahead)  # raises before anything is sent
         for start in range(0, ahead, MAX_FDS):
@@ -99,8 +101,17 @@ class Channel:
         if parts:
             self._unsent.append((parts, _duplicates(fds)))
 
+    def send_soon(self, message: Message) -> None:
+        """Have a message without buffers sent by the next `flush` or `send`, together with others of its kind.
+
+        Raises:
+            InvalidRequest: the other side would refuse it: a limit is exceeded.
+        """
+        self._soon += stream_parts(message)
+
     def flush(self) -> None:
         """Write what is kept, as far as the socket takes it."""
+        self._send_what_was_to_be_sent_soon()
         while self._unsent:
             parts, fds = self._unsent[0]  # it stays there until it is written, so that `close` finds its fds
             left, fds_left = self._write(parts, fds)
@@ -158,6 +169,15 @@ class Channel:
         for _, fds in self._unsent:
             _close_all(fds)
         self._unsent.clear()
+
+    def _send_what_was_to_be_sent_soon(self) -> None:
+        if not self._soon:
+            return
+        parts, self._soon = self._soon, []
+        joined: list[Buffer] = parts if len(parts) == 1 else [b"".join(parts)]
+        left = joined if self._unsent else self._write(joined, [])[0]
+        if left:
+            self._unsent.append((left, []))
 
     def _write(self, parts: list[Buffer], fds: list[int]) -> tuple[list[Buffer], list[int]]:
         """Write until done or the socket is full; return the pieces and descriptors that are left."""

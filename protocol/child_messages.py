@@ -170,40 +170,54 @@ class UnmapMailbox(NamedTuple):
 
 
 class Run(NamedTuple):
-    """To a worker: run one attempt; ``body``, buffers, ``places`` and ``reply`` as in `Submit`.
+    """To a worker: run one attempt, which may be a batch.
 
-    It runs on the cores of ``seat``, and in ``slot``, of which ``limit_bytes`` may be used; slot 0: in none.
+    Each of ``parts`` is one request, ``[body, places, reply, calls, buffers]``: the first four as in `Submit`, and
+    how many of the buffers are its own, in their order. ``credit`` is from 1 on for a stream, of which that many
+    items may come for now. It runs on the cores of ``seat``, and in ``slot``, of which ``limit_bytes`` may be
+    used; slot 0: in none.
     """
 
     attempt: int
     weight_set: int
     method: str
-    body: bytes
-    places: list[Any]
-    reply: list[int]
+    parts: list[Any]
+    credit: int
     seat: int
     slot: int
     limit_bytes: int
 
 
-class Ran(NamedTuple):
-    """From a worker: the attempt's result; ``body``, buffers and ``places`` as in `Reply`.
+class ContinueRun(NamedTuple):
+    """To a worker: so many more items of the stream that it runs may come."""
 
-    Nothing of the attempt is in its slot any more.
+    attempt: int
+    items: int
+
+
+class Interrupt(NamedTuple):
+    """To a worker: nobody waits for an attempt any more; it is to end at its next safe point."""
+
+    attempt: int
+
+
+class Yielded(NamedTuple):
+    """From a worker: an item of a stream; ``body`` and buffers as in `Item`."""
+
+    attempt: int
+    body: bytes
+
+
+class Ran(NamedTuple):
+    """From a worker: what became of each part of an attempt, in their order.
+
+    Each of ``answers`` is ``[body, places, errors, buffers]``, the first three as in `Reply`, and how many of the
+    buffers are its own; or the record of an error. Nothing of the attempt is in its slot any more.
     """
 
     attempt: int
     seconds: float
-    body: bytes
-    places: list[Any]
-
-
-class RunFailed(NamedTuple):
-    """From a worker: the attempt raised; nothing of it is in its slot any more."""
-
-    attempt: int
-    seconds: float
-    error: Record
+    answers: list[Any]
 
 
 class Used(NamedTuple):

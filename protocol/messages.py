@@ -1,10 +1,10 @@
-"""The messages, frozen, one union; what each field means stands here and in `child_messages`, and nowhere else.
+"""The messages, frozen, one union; what each field means stands with it, and nowhere else.
 
 Four conversations use them:
 
 * client <-> supervisor over ZeroMQ: `Hello` to `Pong`. Values only, never code.
-* app or command line <-> supervisor over the supervisor's unix socket: `Configure` to `Refused`. The only
-  place where code (pickles, import paths) may enter, because the peer's credentials are checked there.
+* app or command line <-> supervisor over the supervisor's unix socket: `control_messages`. The only place where
+  code (pickles, import paths) may enter, because the peer's credentials are checked there.
 * whoever fills regions with weights <-> supervisor: `NeedRegions` to `RegionsFilled`, over that same socket from
   an app, over its own from a loader.
 * supervisor <-> zygote and supervisor <-> loader or worker over inherited unix sockets: `child_messages`.
@@ -23,11 +23,13 @@ from .child_messages import (
     Adopted,
     BuildFailed,
     BuildModel,
+    ContinueRun,
     Exited,
     Forget,
     Forgot,
     ForkChild,
     Forked,
+    Interrupt,
     Leave,
     MapMailbox,
     MapSlot,
@@ -35,14 +37,37 @@ from .child_messages import (
     Ran,
     Record,
     Run,
-    RunFailed,
     Thaw,
     Thawed,
     ThawFailed,
     UnmapMailbox,
     UnmapSlot,
     Used,
+    Yielded,
     ZygoteReady,
+)
+from .control_messages import (
+    Admit,
+    Admitted,
+    Attached,
+    AttachModel,
+    Configure,
+    Done,
+    FollowLogs,
+    LoadModel,
+    LogLines,
+    MailboxGranted,
+    MoreDescriptors,
+    NeedMailbox,
+    NeedRegions,
+    OfferFile,
+    Refused,
+    RegionsFilled,
+    RegionsGranted,
+    ReturnMailbox,
+    Serving,
+    StopPool,
+    UnloadModel,
 )
 from .errors import InvalidRequest
 
@@ -72,7 +97,11 @@ class Rejected(NamedTuple):
 class Submit(NamedTuple):
     """Run a model. ``body`` encodes ``[args, kwargs]``; its large arrays follow, or lie in a mailbox.
 
-    ``timeout_s`` 0 means no deadline; ``retries`` is how many deaths of a worker the request may survive.
+    ``timeout_s`` 0 means no deadline; ``retries`` is how many deaths of a worker the request may survive; requests
+    of higher ``priority`` go first. Those of one ``session``, unless it is empty, go to one worker as long as it
+    lives.
+    ``calls`` 0 is one call; from 1 on it is so many calls with one argument each, and ``body`` encodes the list of
+    those. ``credit`` 0 asks for a result; from 1 on, for a stream of which so many items may come for now.
     ``places`` is empty, or tells of each buffer where it lies: ``[mailbox, offset, size]``, or ``[]`` if it
     follows. ``reply`` is empty, or a place for the buffers of the result.
     """
@@ -82,15 +111,30 @@ class Submit(NamedTuple):
     method: str
     timeout_s: float
     retries: int
+    priority: int
+    session: str
+    calls: int
+    credit: int
     body: bytes
     places: list[Any]
     reply: list[int]
 
 
 class Cancel(NamedTuple):
-    """Give a request up; if it is not answered yet, `Failed` answers it at once."""
+    """Give a request up; if it is not answered yet, `Failed` answers it at once.
+
+    A run that is under way ends at its next safe point; with ``kill`` its worker is ended.
+    """
 
     request: int
+    kill: bool
+
+
+class Continue(NamedTuple):
+    """So many more items of a stream may come."""
+
+    request: int
+    items: int
 
 
 class Query(NamedTuple):
@@ -100,16 +144,28 @@ class Query(NamedTuple):
     topic: str
 
 
+class Item(NamedTuple):
+    """The next item of a stream. ``body`` encodes it; its large arrays follow."""
+
+    request: int
+    body: bytes
+
+
 class Reply(NamedTuple):
     """The answer to a request. ``body`` encodes the result; its large arrays follow, or lie in a mailbox.
 
+    For many calls the result is a list, with None for those that failed, and ``errors`` has ``[index, record]``
+    for each of these; else it is empty. For a stream the result is None, and comes after the last item.
+    ``seconds`` is how long it ran.
     ``places`` is empty, or tells of each buffer where it lies: ``[offset, size]`` within the place that was for
     them, or ``[]`` if it follows. All other places of the request are the client's again.
     """
 
     request: int
+    seconds: float
     body: bytes
     places: list[Any]
+    errors: list[Any]
 
 
 class Failed(NamedTuple):
@@ -137,199 +193,31 @@ class Pong(NamedTuple):
     """Yes."""
 
 
-# --- app or command line <-> supervisor, over the unix socket ------------------------------------------------
-
-
-class Configure(NamedTuple):
-    """An owner's first message: the settings of the pool that it starts, see `pool.config.Settings`."""
-
-    settings: dict[str, Any]
-
-
-class Serving(NamedTuple):
-    """The supervisor serves: ``directory`` holds its sockets."""
-
-    directory: str
-    pid: int
-
-
-class Admit(NamedTuple):
-    """A local client asks for the token that its `Hello` must present."""
-
-
-class Admitted(NamedTuple):
-    """Use the token at the ipc endpoint, within a few seconds."""
-
-    token: bytes
-    endpoint: str
-    pool: str
-
-
-class LoadModel(NamedTuple):
-    """Make a model available under a name, or replace it.
-
-    ``options`` are those of `pool.config.Model.options`; ``source`` is ``frozen`` (``pickled`` is a skeleton,
-    ``manifest`` says what lies in the regions), ``factory`` (``pickled`` is
-    ``(callable, args, kwargs, prepare)``), ``import`` or ``path`` (``pickled`` is empty or the pickled
-    ``prepare``, ``manifest`` is ``["package.module:name", body]`` or ``[path, body]``, whose body encodes
-    ``[args, kwargs]``). ``modules`` are what unpickling will import, ``paths`` the sender's ``sys.path``,
-    ``regions`` those that were filled over this connection, in the manifest's order. With ``eager`` it is loaded
-    now and answered when that is done; else when needed. ``example`` is empty, or the body and buffers, as in
-    `Submit`, of a request that it is run with as soon as it is loaded.
-    """
-
-    name: str
-    source: str
-    options: dict[str, Any]
-    manifest: list[Any]
-    pickled: bytes
-    modules: list[str]
-    paths: list[str]
-    regions: list[int]
-    eager: bool
-    example: list[Any]
-
-
-class UnloadModel(NamedTuple):
-    """Let what was submitted finish, then forget the model and free its memory."""
-
-    name: str
-
-
-class NeedMailbox(NamedTuple):
-    """Ask for memory for the large arrays of this connection's requests and their results.
-
-    Answered by `MailboxGranted` or `Refused`.
-    """
-
-    size_bytes: int
-
-
-class MailboxGranted(NamedTuple):
-    """A mailbox; its fd comes along. It is the client's until it returns it, or its connection ends."""
-
-    mailbox: int
-    size_bytes: int
-
-
-class ReturnMailbox(NamedTuple):
-    """Give a mailbox back: the client has nothing in it any more."""
-
-    mailbox: int
-
-
-class StopPool(NamedTuple):
-    """End the supervisor; with ``drain`` after everything accepted is answered."""
-
-    drain: bool
-
-
-class FollowLogs(NamedTuple):
-    """Send what workers printed lately; with ``follow`` also what they print from now on."""
-
-    follow: bool
-
-
-class LogLines(NamedTuple):
-    """Lines of output: ``[pid, role, model, request, text, count]`` each; request 0 when none ran."""
-
-    lines: list[Any]
-
-
-class Done(NamedTuple):
-    """What was asked over the unix socket is done."""
-
-    note: str
-
-
-class Refused(NamedTuple):
-    """What was asked over the unix socket is not done, and why."""
-
-    error: Record
-
-
-# --- memory for weights: whoever fills it, and whoever attaches to it -----------------------------------------
-
-
-class NeedRegions(NamedTuple):
-    """From whoever fills regions, an app or a loader: make or find some; see `filling`.
-
-    Each of ``wants`` is ``[size in bytes, digest]``; an empty digest asks for one that is not shared.
-    """
-
-    wants: list[Any]
-
-
-class OfferFile(NamedTuple):
-    """From the same: let this file be a region; its fd comes along, to be read. Answered like `NeedRegions`."""
-
-    path: str
-
-
-class RegionsGranted(NamedTuple):
-    """To whoever asked: ``[number, state]`` for each; the fds come along, but for those in state ``wait``.
-
-    States are ``fill`` (it is empty), ``compare`` (it has content of this digest), ``wait`` (another loader is
-    filling one: ask for this alone) and, for a file, ``file``: without an fd, there is nothing to be done.
-    """
-
-    regions: list[Any]
-
-
-class RegionsFilled(NamedTuple):
-    """From whoever filled regions: they are complete, and nothing of them is mapped here to be written.
-
-    Answered only if it is refused.
-    """
-
-    regions: list[int]
-
-
-class AttachModel(NamedTuple):
-    """Ask for a model's weights, to use it in the asking process; it is loaded if it is not.
-
-    Answered by `Attached` or `Refused`. The connection is the lease.
-    """
-
-    name: str
-
-
-class Attached(NamedTuple):
-    """A model for whoever asked: what a worker gets in `Thaw`; the fds of its regions come along."""
-
-    options: dict[str, Any]
-    manifest: list[Any]
-    skeleton: bytes
-    paths: list[str]
-
-
-class MoreDescriptors(NamedTuple):
-    """The fds that came along belong to the next message, in front of its own: one message carries too few."""
-
-
 Message: TypeAlias = (
-    Hello | Welcome | Rejected | Submit | Cancel | Query | Reply | Failed | Released | Goodbye | Ping | Pong
+    Hello | Welcome | Rejected | Submit | Cancel | Continue | Query | Item | Reply | Failed | Released
+    | Goodbye | Ping | Pong
     | Configure | Serving | Admit | Admitted | LoadModel | UnloadModel | StopPool | FollowLogs | LogLines
     | Done | Refused | NeedRegions | OfferFile | RegionsGranted | RegionsFilled | AttachModel | Attached
     | MoreDescriptors | NeedMailbox | MailboxGranted | ReturnMailbox
     | ForkChild | Adopt | ZygoteReady | Forked | Exited | Adopted
     | BuildModel | ModelBuilt | BuildFailed
     | Thaw | Thawed | ThawFailed | Forget | Forgot | MapSlot | UnmapSlot | MapMailbox | UnmapMailbox
-    | Used | Run | Ran | RunFailed | Leave
+    | Used | Run | ContinueRun | Interrupt | Yielded | Ran | Leave
 )  # fmt: skip
 
 #: Numbers on the wire. Never reuse one for another meaning.
 NUMBERS: Final[dict[type[Message], int]] = {
     Hello: 1, Welcome: 2, Rejected: 3, Submit: 4, Cancel: 5, Query: 6, Reply: 7, Failed: 8, Goodbye: 9,
-    Ping: 10, Pong: 11, Released: 12,
+    Ping: 10, Pong: 11, Released: 12, Continue: 13, Item: 14,
     Configure: 20, Serving: 21, Admit: 22, Admitted: 23, LoadModel: 24, UnloadModel: 25, StopPool: 26,
     FollowLogs: 27, LogLines: 28, Done: 29, Refused: 30, NeedRegions: 31, OfferFile: 32, RegionsGranted: 33,
     RegionsFilled: 34, AttachModel: 35, Attached: 36, MoreDescriptors: 37,
     NeedMailbox: 50, MailboxGranted: 51, ReturnMailbox: 52,
     ForkChild: 40, Adopt: 41, ZygoteReady: 42, Forked: 43, Exited: 44, Adopted: 45,
     BuildModel: 60, ModelBuilt: 63, BuildFailed: 64,
-    Thaw: 70, Thawed: 71, ThawFailed: 72, Forget: 73, Forgot: 74, Run: 80, Ran: 81, RunFailed: 82, Leave: 83,
+    Thaw: 70, Thawed: 71, ThawFailed: 72, Forget: 73, Forgot: 74, Run: 80, Ran: 81, Leave: 83,
     MapSlot: 84, UnmapSlot: 85, MapMailbox: 86, UnmapMailbox: 87, Used: 88,
+    ContinueRun: 89, Interrupt: 90, Yielded: 91,
 }  # fmt: skip
 
 _ACCEPTED: Final[dict[Any, tuple[type, ...]]] = {

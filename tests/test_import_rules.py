@@ -188,7 +188,7 @@ def test_the_supervisor_process_imports_nothing_heavy():
 
 def test_the_supervisor_has_no_way_to_what_handles_models():
     """Not inside a function either: that would be imported once it serves."""
-    supervisor = ("pool/supervisor/", "pool/core/", "pool/memory/", "pool/config.py")
+    supervisor = ("pool/supervisor/", "pool/core/", "pool/memory/", "pool/settings.py", "pool/toml.py")
     assert {path.stem for path in FILES if path.parent.name == "protocol"} >= WITH_MODELS
     ways = [one for one in OWN if one.path.startswith(supervisor) and one.top == "protocol"]
     assert len(ways) > 50
@@ -198,7 +198,7 @@ def test_the_supervisor_has_no_way_to_what_handles_models():
 @pytest.mark.parametrize(
     "module",
     [
-        "pool", "pool.attach", "pool.config", "pool.handover", "protocol.channel", "protocol.filling",
+        "pool", "pool.attach", "pool.model", "pool.handover", "protocol.channel", "protocol.filling",
         "protocol.frozen", "protocol.values",
     ],
 )  # fmt: skip

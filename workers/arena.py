@@ -184,6 +184,12 @@ class Slot:
         """That of `usage`, without a call."""
         return self._run.peak_bytes
 
+    def take_refusal(self) -> int:
+        """Return the `refused_bytes` of `usage`; what is refused from here on is told of anew."""
+        refused_bytes = self._run.refused_bytes
+        self._run.refused_bytes = 0
+        return refused_bytes
+
     def keep(self) -> None:
         """Leave the slot although blocks live: they move into private memory and keep their addresses.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..protocol.channel import Channel
 from ..protocol.errors import LoadFailed, ModelNotFound, PoolError
@@ -18,6 +19,9 @@ from . import heap
 from .failure import record_of
 from .opaque import opaque_parts
 from .paths import extend_path
+
+if TYPE_CHECKING:
+    from .batches import Batching
 
 #: From ``<bits/mman.h>``; `mmap` lacks its name.
 _MAP_FIXED: Final = 0x10
@@ -37,6 +41,7 @@ class HeldModel:
         self.name = order.model
         self.grad = bool(order.options.get("grad"))
         self.is_strict = order.options.get("on_overflow") == "error"
+        self._options = order.options
         self._order: Thaw | None = order
         self._thawed = thawed
         self._manifest = Manifest.from_wire(order.manifest)
@@ -76,6 +81,13 @@ class HeldModel:
             kind = type(model).__name__
             raise ModelNotFound(f"{self.name} ({kind}) has no method {name!r}")
         return found
+
+    @functools.cached_property
+    def batching(self) -> Batching:
+        """How its calls are batched."""
+        from .batches import Batching  # it imports torch, which a zygote must not do at once
+
+        return Batching(self.name, self._options, self.method)
 
     def let_go(self) -> None:
         """Give the regions back, although the model goes on referring to them: who touches it from now on dies.

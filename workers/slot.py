@@ -15,7 +15,7 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from ..protocol.errors import WorkspaceOverflow
@@ -129,14 +129,14 @@ class Stay:
         """Whether its memory is its own, and may stay in use after the run."""
         return self._slot is None
 
-    def sign(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    def sign(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Note what the run was given, at its end, while that is still there."""
         if self._slot is not None and self._slot.peak_bytes >= TOLD_BYTES:
             self.signature = signature_of(method, args, kwargs)
 
     def cause_of(self, error: BaseException) -> BaseException:
-        """Return why a run failed with this error: perhaps because it was refused memory."""
-        refused_bytes = self._slot.usage().refused_bytes if self._slot is not None else 0
+        """Return why a call failed with this error: perhaps because it was refused memory."""
+        refused_bytes = self._slot.take_refusal() if self._slot is not None else 0
         if not refused_bytes:
             return error
         return WorkspaceOverflow(

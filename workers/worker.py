@@ -6,20 +6,18 @@ had begun is blamed for it.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import mmap
 import os
-import socket
-import struct
 import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from ..protocol.channel import Channel, Delivery
-from ..protocol.errors import ModelError, PoolError
+from ..protocol.errors import InvalidRequest, ModelError, PoolError
+from ..protocol.marks import Marks
 from ..protocol.messages import (
     Forget,
     Forgot,
@@ -27,27 +25,20 @@ from ..protocol.messages import (
     MapMailbox,
     MapSlot,
     Ran,
-    Record,
     Run,
-    RunFailed,
     Thaw,
     ThawFailed,
     UnmapMailbox,
     UnmapSlot,
 )
-from ..protocol.tensors import Buffer
-from ..protocol.values import decode, encode
-from . import heap
 from .failure import record_of
 from .held import HeldModel
+from .inbox import Inbox
+from .interrupts import Interrupts, cancelled
 from .mailboxes import Mailboxes
-from .slot import Stay, Workspace
-
-_BEGUN: Final = struct.Struct("<q")
-_TIMEVAL: Final = struct.Struct("@ll")
-_FOR_EVER_S: Final = 0
-#: A worker that had nothing to do for so long gives the free memory of its heap back.
-REST_S: Final = 1
+from .runs import Answers, Runs
+from .slot import Workspace
+from .streams import Streams
 
 
 class Worker:
@@ -55,20 +46,22 @@ class Worker:
 
     Args:
         channel: to the supervisor.
-        begun: the place for the attempt that runs, in a page shared with the supervisor.
+        marks: which attempt runs, and which are given up.
         cores: by seat, the cores that a run may use there; empty: any.
         held: the models that it has from the start, by weight set.
     """
 
     def __init__(
-        self, channel: Channel, begun: memoryview, cores: Sequence[Sequence[int]], held: dict[int, HeldModel]
+        self, channel: Channel, marks: Marks, cores: Sequence[Sequence[int]], held: dict[int, HeldModel]
     ) -> None:
         self._channel = channel
-        self._begun = begun
+        self._marks = marks
         self._held = held
+        self._inbox = Inbox(channel)
         self._mailboxes = Mailboxes()
         self._workspace = Workspace(cores, channel.send)
-        self._is_resting = True
+        self._interrupts = Interrupts(marks, self._inbox)
+        self._runs = Runs(self._mailboxes, self._interrupts, Streams(channel, self._inbox, self._interrupts))
         self._handlers: dict[type, Callable[[Any, Delivery], None]] = {
             Run: self._run,
             Thaw: self._thaw,
@@ -82,60 +75,35 @@ class Worker:
     def serve(self) -> None:
         """Handle messages until told to leave, or until the supervisor is gone."""
         while True:
-            try:
-                delivery = self._channel.receive()
-            except BlockingIOError:  # nothing came for a while
-                heap.trim()
-                self._wait_at_most(_FOR_EVER_S)
-                continue
+            delivery = self._inbox.next()
             if delivery is None or isinstance(delivery.message, Leave):
                 return
-            if self._is_resting:
-                self._wait_at_most(REST_S)
             self._handlers[type(delivery.message)](delivery.message, delivery)
 
-    def _wait_at_most(self, seconds: int) -> None:
-        """Let the kernel end a wait for messages; it costs no call per message."""
-        self._is_resting = seconds == _FOR_EVER_S
-        self._channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(seconds, 0))
-
     def _run(self, order: Run, delivery: Delivery) -> None:
-        _BEGUN.pack_into(self._begun, 0, order.attempt)
+        self._marks.begun = order.attempt
         started_at = time.perf_counter()
+        answers, buffers = self._answers(order, delivery)
+        seconds = time.perf_counter() - started_at
+        try:
+            self._channel.send(Ran(order.attempt, seconds, answers), buffers)
+        except InvalidRequest as error:  # each of them could travel, but not all together
+            refusal = InvalidRequest(f"the results of a batch: {error}; let max_batch be lower").to_record()
+            self._channel.send(Ran(order.attempt, seconds, [refusal] * len(answers)))
+        self._marks.begun = 0
+
+    def _answers(self, order: Run, delivery: Delivery) -> Answers:
+        if self._interrupts.is_given_up(order.attempt):
+            return [cancelled()] * len(order.parts), []
         held = self._held[order.weight_set]
         self._workspace.sit(order.seat)
         try:
-            call = held.method(order.method)
+            function = held.method(order.method)
         except BaseException as error:  # noqa: BLE001 - whatever a model raises when it is thawed is told
-            answer = record_of(error, ModelError, held.name)
-        else:
-            answer = self._workspace.run(
-                order, lambda stay: self._answer(held, call, order, delivery, stay), is_strict=held.is_strict
-            )
-        seconds = time.perf_counter() - started_at
-        if isinstance(answer, dict):
-            self._channel.send(RunFailed(order.attempt, seconds, answer))
-        else:
-            body, places, buffers = answer
-            self._channel.send(Ran(order.attempt, seconds, body, places), buffers)
-        _BEGUN.pack_into(self._begun, 0, 0)
-
-    def _answer(
-        self, held: HeldModel, call: Callable[..., Any], order: Run, delivery: Delivery, stay: Stay
-    ) -> tuple[bytes, list[Any], Sequence[Buffer]] | Record:
-        """Run a request: return its result, of which nothing lies in the slot, or the record of an error."""
-        try:
-            args, kwargs = decode(order.body, self._mailboxes.take(order.places, delivery.buffers))
-            with _mode(grad=held.grad):
-                result = call(*args, **kwargs)
-                body, buffers = encode(result, name="the result")
-            stay.sign(order.method, args, kwargs)
-            places, following = self._mailboxes.put(order.reply, buffers)
-            if not stay.is_outside:
-                following = [bytes(one) for one in following]
-            return body, places, following
-        except BaseException as error:  # noqa: BLE001 - whatever the model raises is told to the caller
-            return record_of(stay.cause_of(error), ModelError, held.name)
+            return [record_of(error, ModelError, held.name)] * len(order.parts), []
+        return self._workspace.run(
+            order, lambda stay: self._runs.run(order, delivery, held, function, stay), is_strict=held.is_strict
+        )
 
     def _thaw(self, order: Thaw, delivery: Delivery) -> None:
         held = self._held[order.weight_set] = HeldModel(order, delivery.fds, self._channel.send)
@@ -156,24 +124,17 @@ class Worker:
         self._channel.send(Forgot(order.weight_set, is_unmapped))
 
 
-def _mode(*, grad: bool) -> contextlib.AbstractContextManager[Any]:
-    import torch
-
-    return torch.enable_grad() if grad else torch.inference_mode()
-
-
-def main(channel: Channel, begun_fd: int, settings: dict[str, Any], held: dict[int, HeldModel]) -> None:
+def main(channel: Channel, marks_fd: int, settings: dict[str, Any], held: dict[int, HeldModel]) -> None:
     """Be a worker until told to leave; ``held`` are the models that are there already, by weight set."""
     import numpy
     import torch
 
-    index, page = settings["index"], mmap.mmap(begun_fd, 0)
-    os.close(begun_fd)
-    begun = memoryview(page)[index * _BEGUN.size : (index + 1) * _BEGUN.size]
+    index, page = settings["index"], mmap.mmap(marks_fd, 0)
+    os.close(marks_fd)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
     torch.set_num_threads(settings["threads"])
     # Forked from one process, all workers would draw the same random numbers.
     numpy.random.seed()
     torch.seed()
-    Worker(channel, begun, settings["cores"], held).serve()
+    Worker(channel, Marks(page, index), settings["cores"], held).serve()

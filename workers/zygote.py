@@ -144,7 +144,7 @@ class Zygote:
                 os.close(fd)
             for order_of_another in self._orders:
                 order_of_another.close_fds()
-            channel_fd, output_fd, begun_fd = fds
+            channel_fd, output_fd, marks_fd = fds
             for standard in (1, 2):
                 os.dup2(output_fd, standard)
             os.close(output_fd)
@@ -152,12 +152,12 @@ class Zygote:
             from . import loader, worker  # imported already; at the top they would import torch too early
 
             if order.role == "worker":
-                worker.main(channel, begun_fd, order.settings, self._held)
+                worker.main(channel, marks_fd, order.settings, self._held)
             elif order.role == "trial":
-                os.close(begun_fd)
+                os.close(marks_fd)
                 rehearse(channel)
             else:
-                os.close(begun_fd)
+                os.close(marks_fd)
                 for held in self._held.values():
                     held.let_go()
                 loader.main(channel)

@@ -1,23 +1,25 @@
 """Requests become attempts: handed to workers, answered once, taken back from workers that died.
 
-Models with something to run take turns. A request that is handed to a worker becomes a numbered attempt, and only
-its newest may answer it. When a worker dies, the attempt that it had begun is blamed, and what it merely held goes
-back to the front of its queue, in order.
+A request, or a batch of them, that is handed to a worker becomes a numbered attempt, and only the newest attempt
+of a request may answer it. When a worker dies, the attempt that it had begun is blamed, and what it merely held
+goes back to the front of its queue, in order. Of a batch nobody can tell who is to blame: each of it runs alone
+then.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any, Final, NamedTuple
 
 from ...protocol.errors import PoolError, WorkerDied
-from ...protocol.messages import Failed, Released, Reply, Run
-from .events import AttemptEnded, ClientKey
+from ...protocol.messages import ContinueRun, Failed, Item, Released, Reply, Run
+from .events import AttemptEnded, ClientKey, ItemYielded
 from .fleet import Fleet
-from .instructions import Instruction, ToChild, ToClient
+from .instructions import Instruction, Interrupt, ToChild, ToClient
 from .library import Library
 from .mailboxes import Mailboxes
 from .requests import Request, Requests
+from .schedule import Schedule
+from .stalls import Stalls
 from .weights import Model, WeightSet
 from .workers import Worker
 from .workspace import Workspace
@@ -27,11 +29,17 @@ _UNKNOWN_S: Final = 1.0
 
 
 class _Attempt(NamedTuple):
-    """A request that was handed to a worker; ``is_first``: it is the first of its weight set there."""
+    """What was handed to a worker; ``given_s`` is what its model and client were charged for it.
 
-    request: Request
+    ``is_first``: it is the first of its weight set there.
+    """
+
+    requests: tuple[Request, ...]
+    calls: int
     model: Model
     version: WeightSet
+    child: int
+    given_s: float
     is_first: bool
 
 
@@ -39,12 +47,13 @@ class Attempts:
     """Hands requests to workers, and answers them.
 
     Args:
-        fleet, library, requests, workspace, mailboxes: who runs what, for whom and where.
+        fleet, library, requests, schedule, workspace, mailboxes: who runs what, for whom, when and where.
         out: where instructions go.
 
     Attributes:
         count: how many there were; the newest one's number.
         retried: how many deaths of workers requests survived.
+        stalls: the streams that wait for their readers.
     """
 
     def __init__(
@@ -52,116 +61,147 @@ class Attempts:
         fleet: Fleet,
         library: Library,
         requests: Requests,
+        schedule: Schedule,
         workspace: Workspace,
         mailboxes: Mailboxes,
         out: list[Instruction],
     ) -> None:
+        self.count = 0
         self.retried = 0
+        self.stalls = Stalls()
         self._fleet = fleet
         self._library = library
         self._requests = requests
+        self._schedule = schedule
         self._workspace = workspace
         self._mailboxes = mailboxes
         self._out = out
-        self.count = 0
         self._running: dict[int, _Attempt] = {}
-        self._runnable: OrderedDict[Model, None] = OrderedDict()  # models with work, in the order of their turns
 
     def running_on(self, attempt: int) -> tuple[int, str]:
-        """Return the client's request number and the model of an attempt; ``(0, "")`` if it is over."""
+        """Return the client's number of an attempt's first request, and its model; ``(0, "")`` if it is over."""
         running = self._running.get(attempt)
-        return (running.request.submit.request, running.model.name) if running else (0, "")
+        return (running.requests[0].submit.request, running.model.name) if running else (0, "")
 
-    # --- assignment -----------------------------------------------------------------------------------------
-
-    def note_runnable(self, model: Model) -> None:
-        """Give a model turns, if it has something to run."""
-        if model.is_runnable:
-            self._runnable[model] = None
-
-    def dispatch(self) -> None:
-        """Hand requests to workers as long as there are both."""
-        workers = self._fleet.workers
-        waiting: list[Model] = []  # for a worker that has their modules
-        while self._runnable:
-            model = next(iter(self._runnable))
-            worker = workers.pick(model.current.generation)
-            if worker is None and not workers.are_outdated:
-                break
-            del self._runnable[model]
-            if worker is None:
-                waiting.append(model)
-            elif model.queue:  # it is empty if all were answered while they waited
-                request = model.next_request()
-                self.note_runnable(model)
-                self._hand(worker, model, request)
-        for model in reversed(waiting):  # they keep their turns
-            self._runnable[model] = None
-            self._runnable.move_to_end(model, last=False)
-
-    def _hand(self, worker: Worker, model: Model, request: Request) -> None:
-        version = model.current
+    def begin(self, worker: Worker, model: Model, requests: tuple[Request, ...], calls: int) -> None:
+        """Hand requests, which have so many calls together, to a worker as one attempt."""
+        version, first = model.current, requests[0]
         is_first = version.number not in worker.holds
         self._library.holdings.give(version, worker, eager=False)
         self.count += 1
-        attempt = request.attempt = self.count
-        request.life.become("running")
+        attempt = self.count
         version.running += 1
-        self._running[attempt] = _Attempt(request, model, version, is_first)
-        expected_s = model.expected_s
-        if expected_s is None or is_first or worker.thawing:
-            expected_s = _UNKNOWN_S
-        self._fleet.workers.hand(worker, attempt, expected_s)
-        submit = request.submit
+        expected_s = None if is_first or worker.thawing or first.is_stream else model.expected(calls)
+        given_s = expected_s or 0.0
+        self._running[attempt] = _Attempt(requests, calls, model, version, worker.child, given_s, is_first)
+        self._schedule.took(model, given_s)
+        self._fleet.workers.hand(worker, attempt, _UNKNOWN_S if expected_s is None else expected_s)
         lease = self._workspace.lease(worker.child, version)
-        if request.mailboxes:
-            self._mailboxes.give(worker.child, request.mailboxes)
-        method, body = submit.method or model.method, submit.body
-        order = Run(attempt, version.number, method, body, submit.places, submit.reply, *lease)
-        self._out.append(ToChild(worker.child, order, request.buffers, ()))
+        parts: list[Any] = []
+        buffers: list[Any] = []
+        for request in requests:
+            request.attempt = attempt
+            request.life.become("running")
+            if request.mailboxes:
+                self._mailboxes.give(worker.child, request.mailboxes)
+            submit = request.submit
+            parts.append([submit.body, submit.places, submit.reply, submit.calls, len(request.buffers)])
+            buffers += request.buffers
+        order = Run(attempt, version.number, first.submit.method or model.method, parts, first.credit, *lease)
+        self._out.append(ToChild(worker.child, order, buffers, ()))
 
-    def ended(self, event: AttemptEnded, _now: float) -> None:
-        """A worker has answered an attempt."""
+    # --- what becomes of it ---------------------------------------------------------------------------------
+
+    def yielded(self, event: ItemYielded, now: float) -> None:
+        """A worker has the next item of a stream."""
+        running = self._running.get(event.attempt)
+        if running is None or running.child != event.child:
+            return
+        request = running.requests[0]
+        if not request.is_stream or not request.is_answered_by(event.attempt):
+            return
+        request.items += 1
+        request.credit -= 1
+        if not request.credit:
+            self.stalls.begin(request, now)
+        self._out.append(ToClient(request.client, Item(request.submit.request, event.body), event.buffers))
+
+    def go_on(self, request: Request, items: int) -> None:
+        """A stream's reader is ready for so many more items."""
+        request.credit += items
+        self.stalls.end(request)
+        running = self._running.get(request.attempt)
+        if running is not None:
+            self._out.append(ToChild(running.child, ContinueRun(request.attempt, items), [], ()))
+
+    def ended(self, event: AttemptEnded, now: float) -> float:
+        """A worker has done with an attempt; return how much work that was, as `Model.work_s` tells."""
         worker = self._fleet.workers.get(event.child)
         if worker is None or not self._fleet.workers.took_back(worker, event.attempt):
-            return
-        request, model, version, is_first = self._running.pop(event.attempt)
-        version.running -= 1
-        if version is model.current and event.error is None and not is_first:  # the first includes the thaw
-            model.measured(event.seconds)
-        if request.is_answered_by(event.attempt):
-            if event.error is None:
-                self.answer(request, Reply(request.submit.request, event.body, event.places), event.buffers)
+            return 0.0
+        running = self._running.pop(event.attempt)
+        running.version.running -= 1
+        self._measure(running, event)
+        rest = event.buffers
+        for request, answer in zip(running.requests, _answers(event, len(running.requests)), strict=True):
+            count = 0 if isinstance(answer, dict) else answer[3]
+            buffers, rest = rest[:count], rest[count:]
+            if not request.is_answered_by(event.attempt):
+                self._release(request)
+            elif isinstance(answer, dict):
+                self.answer(request, Failed(request.submit.request, answer))
             else:
-                self.answer(request, Failed(request.submit.request, event.error))
-        else:
-            self._release(request)
+                body, places, errors, _ = answer
+                message = Reply(request.submit.request, event.seconds, body, places, errors)
+                self.answer(request, message, buffers)
+        if running.version.terms.max_batch > 1:  # what is full, and for how long to wait, may be otherwise now
+            self._schedule.note(running.model, now)
         if worker.life.state == "idle":
             self._workspace.rise(worker.child)
             self._fleet.became_idle(worker)
+        return running.model.work_s(running.calls)
 
-    def requeue(self, attempt: int, *, blamed: bool, cause: str) -> None:
+    def _measure(self, running: _Attempt, event: AttemptEnded) -> None:
+        model, first = running.model, running.requests[0]
+        model.worker_s += event.seconds
+        more_s = event.seconds - running.given_s
+        self._schedule.correct(model, more_s)
+        if len(running.requests) == 1 and first.line is not None:
+            first.line.level.turns.correct(first.line, more_s)
+        has_failed = any(isinstance(answer, dict) for answer in event.answers)
+        # The first includes the thaw; and a stream's readers, not its model, say how long it takes.
+        if running.version is model.current and not (has_failed or running.is_first or first.is_stream):
+            model.measured(running.calls, event.seconds)
+
+    def requeue(self, attempt: int, now: float, *, blamed: bool, cause: str) -> None:
         """Take an attempt back from a worker that died."""
-        request, model, version, _ = self._running.pop(attempt)
-        version.running -= 1
-        if not request.is_answered_by(attempt):
-            self._release(request)
-            return
-        request.deaths += blamed
-        if request.deaths > request.submit.retries:
-            message = (
-                f"{model.name}: the worker died ({cause}) while it ran this request; "
-                f"tried {request.deaths} times, retries={request.submit.retries}"
-            )
-            self.refuse(request, WorkerDied(message, deaths=request.deaths, cause=cause))
-            return
-        self.retried += blamed
-        request.attempt = 0
-        request.life.become("queued")
-        model.put_back(request)
-        self.note_runnable(model)
-        if not model.current.is_ready:  # what it ran on is no more
-            self._library.need_answers(model)
+        running = self._running.pop(attempt)
+        running.version.running -= 1
+        self._schedule.correct(running.model, -running.given_s)
+        is_batch = len(running.requests) > 1
+        for request in reversed(running.requests):
+            if not request.is_answered_by(attempt):
+                self._release(request)
+                continue
+            request.deaths += blamed and (not is_batch or not request.submit.retries)
+            request.is_suspect |= blamed and is_batch
+            if request.deaths > request.submit.retries or request.items:
+                self._give_up(request, running.model, cause)
+                continue
+            self.retried += blamed
+            request.attempt = 0
+            request.life.become("queued")
+            self._schedule.add(running.model, request, now, in_front=True)
+        if running.model.queue and not running.model.current.is_ready:  # what it ran on is no more
+            self._library.need_answers(running.model)
+
+    def _give_up(self, request: Request, model: Model, cause: str) -> None:
+        message = f"{model.name}: the worker died ({cause}) while it ran this request; "
+        if request.items:
+            message += f"it had sent {request.items} items of a stream, which is not begun again"
+        else:
+            message += f"tried {request.deaths} times, retries={request.submit.retries}"
+        self.refuse(request, WorkerDied(message, deaths=request.deaths, cause=cause))
 
     # --- answers --------------------------------------------------------------------------------------------
 
@@ -171,27 +211,58 @@ class Attempts:
         self._out.append(ToClient(request.client, message, buffers or []))
         model = self._library.models[request.submit.model]
         if isinstance(message, Reply):
-            model.answered += 1
+            failed = len(message.errors)
+            model.answered += request.calls - failed
+            model.failed += failed
             self._mailboxes.let_go(request.mailboxes)  # the reply says so
             request.mailboxes = ()
         else:
-            model.failed += 1
+            model.failed += request.calls
         self.forget(request)
+
+    def refuse(self, request: Request, error: PoolError) -> None:
+        """Answer a request with an error."""
+        self.answer(request, Failed(request.submit.request, error.to_record()))
+
+    def give_up(self, request: Request, error: PoolError, *, kill: bool = False) -> None:
+        """Answer a request with an error, and have what runs for nobody any more end soon."""
+        attempt = request.attempt
+        self.refuse(request, error)
+        self._interrupt(attempt, kill=kill)
 
     def abandon(self, client: ClientKey) -> None:
         """Tell a client that is gone nothing more, not even of what was answered while it runs on."""
         for running in self._running.values():
-            if running.request.client == client:
-                running.request.is_abandoned = True
+            for request in running.requests:
+                if request.client == client:
+                    request.is_abandoned = True
+
+    def left(self, requests: list[Request]) -> None:
+        """The client of these requests is gone, and they are answered: nobody wants them."""
+        for request in requests:
+            self.forget(request)
+        for attempt in dict.fromkeys(request.attempt for request in requests):
+            self._interrupt(attempt)
 
     def forget(self, request: Request) -> None:
         """Take a request out of its model's books. As long as it is in them, the model stays."""
         model = self._library.models[request.submit.model]
-        model.queue.pop(request, None)
+        if request.is_stream:
+            self.stalls.end(request)
+        if request.queue is not None:
+            request.queue.discard(request)
+        if not model.queue.calls:
+            self._schedule.drop(model)
         model.unanswered -= 1
         self._library.leave_if_done(model)
         if request.mailboxes and request.attempt not in self._running:
             self._release(request)
+
+    def _interrupt(self, attempt: int, *, kill: bool = False) -> None:
+        """Have an attempt end at its next safe point, if nobody waits for any part of it."""
+        running = self._running.get(attempt)
+        if running is not None and all(request.is_answered for request in running.requests):
+            self._out.append(Interrupt(running.child, attempt, kill))
 
     def _release(self, request: Request) -> None:
         """Let go of the places of a request that failed, now that no worker has an attempt of it any more."""
@@ -201,6 +272,10 @@ class Attempts:
             self._mailboxes.let_go(request.mailboxes)
             request.mailboxes = ()
 
-    def refuse(self, request: Request, error: PoolError) -> None:
-        """Answer a request with an error."""
-        self.answer(request, Failed(request.submit.request, error.to_record()))
+
+def _answers(event: AttemptEnded, parts: int) -> list[Any]:
+    """Return an answer for each part of an attempt, whatever the worker has said."""
+    if len(event.answers) == parts:
+        return event.answers
+    message = f"the worker has answered {len(event.answers)} of {parts} parts of an attempt"
+    return [PoolError(message).to_record()] * parts

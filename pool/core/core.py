@@ -11,26 +11,27 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from typing import Any
 
 from ...protocol.errors import (
-    DeadlineExceeded,
     InvalidRequest,
     LoadFailed,
-    PoolError,
     RequestCancelled,
     SupervisorLost,
 )
-from ...protocol.messages import Failed, Leave, Refused, Released, Submit
+from ...protocol.messages import Failed, Leave, Refused
 from . import events
 from .attempts import Attempts
+from .concurrency import Concurrency
+from .dispatch import Dispatch
 from .events import Event
 from .fleet import Fleet
-from .instructions import Finish, Instruction, SignalChild, ToCaller, ToChild, ToClient
+from .instructions import Finish, Instruction, SignalChild, ToCaller, ToChild
+from .intake import Intake
 from .library import Library
-from .mailboxes import NO_BUDGET, Budget, Mailbox, Mailboxes
+from .mailboxes import NO_BUDGET, Budget, Mailboxes
 from .regions import Regions
 from .requests import Requests
+from .schedule import Schedule
 from .workspace import Workspace
 
 
@@ -42,6 +43,8 @@ class Core:
         slots: how many of them may hold work at once.
         history: what weight sets were seen to need, in bytes, by their identity and the signature of inputs.
         mailboxes: how much memory there may be for large arrays of clients.
+        slot_bytes: how large slots are; 0: as large as it turns out to be needed.
+        is_adaptive: whether fewer workers than that may hold work, if that brings more done.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class Core:
         history: Mapping[str, Mapping[str, int]] | None = None,
         mailboxes: Budget = NO_BUDGET,
         slot_bytes: int = 0,
+        *,
+        is_adaptive: bool = False,
     ) -> None:
         self._out: list[Instruction] = []
         self.fleet = Fleet(workers, slots, self._out)
@@ -59,16 +64,20 @@ class Core:
         self.library = Library(self.fleet, regions, self.workspace, self._out)
         self.requests = Requests()
         self.mailboxes = Mailboxes(mailboxes, regions, self._out)
+        self.schedule = Schedule()
         self.attempts = Attempts(
-            self.fleet, self.library, self.requests, self.workspace, self.mailboxes, self._out
+            self.fleet, self.library, self.requests, self.schedule, self.workspace, self.mailboxes, self._out
         )
-        self.stopping = ""  # or the sentence that newcomers are refused with
+        self.dispatch = Dispatch(self.fleet.workers, self.library, self.schedule, self.attempts, self.workspace)
+        self.intake = Intake(self.library, self.requests, self.dispatch, self.attempts, self.mailboxes, self._out)
+        self.concurrency = Concurrency(slots, is_adaptive=is_adaptive)
         self._is_finished = False
         self._handlers = {
-            events.ClientJoined: self._client_joined,
-            events.ClientLeft: self._client_left,
-            events.Submitted: self._submitted,
-            events.Cancelled: self._cancelled,
+            events.ClientJoined: self.intake.joined,
+            events.ClientLeft: self.intake.left,
+            events.Submitted: self.intake.submitted,
+            events.Cancelled: self.intake.cancelled,
+            events.Continued: self.intake.continued,
             events.MailboxWanted: self._mailbox_wanted,
             events.MailboxReturned: self._mailbox_returned,
             events.ModelDeclared: self._model_declared,
@@ -93,7 +102,8 @@ class Core:
             events.BuildFailed: self._build_failed,
             events.SetThawed: self._set_thawed,
             events.SetForgotten: self._set_forgotten,
-            events.AttemptEnded: self.attempts.ended,
+            events.ItemYielded: self.attempts.yielded,
+            events.AttemptEnded: self._attempt_ended,
             events.StopAsked: self._stop_asked,
             events.TimePassed: self._time_passed,
         }
@@ -106,68 +116,36 @@ class Core:
         if self.fleet.workers.are_outdated:  # whatever made them so, and before they are handed more
             self._tend(now)
         if not self.workspace.is_making:  # slots will be there in a moment, or it is known that they will not
-            self.attempts.dispatch()
+            self.dispatch.go_on(now)
         if self.stopping:
             self._go_on_stopping(now)
         out = self._out[:]
         self._out.clear()
         return out
 
+    @property
+    def stopping(self) -> str:
+        """The sentence that newcomers are refused with, once it was asked to stop; empty before."""
+        return self.intake.closed
+
     def wake_at(self) -> float:
         """Return when `TimePassed` is due; infinity for never."""
-        return min(self.requests.next_deadline(), self.fleet.wake_at(), self.library.warming.wake_at())
+        return min(
+            self.requests.next_deadline(),
+            self.schedule.wake_at(),
+            self.attempts.stalls.wake_at(),
+            self.fleet.wake_at(),
+            self.library.warming.wake_at(),
+        )
 
-    # --- clients and requests -------------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------------------------
 
-    def _client_joined(self, event: events.ClientJoined, _now: float) -> None:
-        self.requests.join(event.client)
-        if event.caller is not None:
-            self.mailboxes.join(event.client, event.caller)
-
-    def _client_left(self, event: events.ClientLeft, _now: float) -> None:
-        self.mailboxes.leave(event.client)
-        self.attempts.abandon(event.client)
-        for request in self.requests.leave(event.client):
-            self.attempts.forget(request)
-
-    def _submitted(self, event: events.Submitted, now: float) -> None:
-        submit = event.submit
-        if self.stopping:
-            self._fail(event.client, submit, SupervisorLost(self.stopping))
-            return
-        mailboxes: tuple[Mailbox, ...] = ()
-        try:
-            model = self.library.find(submit.model)
-            if submit.places or submit.reply:
-                mailboxes = self.mailboxes.needed_by(event.client, submit, len(event.buffers))
-        except PoolError as error:
-            self._fail(event.client, submit, error)
-            return
-        request = self.requests.accept(event.client, submit, event.buffers, now)
-        if isinstance(request, PoolError):
-            self._fail(event.client, submit, request)
-            return
-        if mailboxes:
-            request.mailboxes = mailboxes
-            self.mailboxes.hold(mailboxes)
-        if event.buffers:
-            self.mailboxes.note_inline(event.client)
-        model.unanswered += 1
-        model.queue[request] = None
-        self.attempts.note_runnable(model)
-        if not model.current.is_ready:
-            self.library.need_answers(model)
-
-    def _cancelled(self, event: events.Cancelled, _now: float) -> None:
-        request = self.requests.find(event.client, event.request)
-        if request is not None:
-            self.attempts.answer(request, Failed(event.request, RequestCancelled("cancelled").to_record()))
-
-    def _fail(self, client: Any, submit: Submit, error: PoolError) -> None:
-        """Refuse a request; what places it has are not used."""
-        self._out.append(ToClient(client, Failed(submit.request, error.to_record()), []))
-        if submit.reply or any(submit.places):
-            self._out.append(ToClient(client, Released(submit.request), []))
+    def _attempt_ended(self, event: events.AttemptEnded, now: float) -> None:
+        work_s = self.attempts.ended(event, now)
+        self.dispatch.sessions.became_able(event.child)
+        if self.concurrency.is_adaptive:
+            self.concurrency.ended(work_s, now, is_saturated=len(self.schedule) > 0)
+            self.fleet.workers.slots = self.concurrency.limit
 
     def _mailbox_wanted(self, event: events.MailboxWanted, _now: float) -> None:
         self.mailboxes.want(event.caller, event.size_bytes)
@@ -242,7 +220,7 @@ class Core:
         """Let models run whose weight sets became ready."""
         for model in self.library.adopted():
             self.workspace.join(model.current)
-            self.attempts.note_runnable(model)
+            self.schedule.note(model, now)
         self._tend(now)
 
     def _set_thawed(self, event: events.SetThawed, now: float) -> None:
@@ -323,8 +301,9 @@ class Core:
         self.workspace.died(event.child)
         self.mailboxes.worker_died(event.child)
         held = self.fleet.worker_died(worker, event.begun, now)
-        for attempt in reversed(held):
-            self.attempts.requeue(attempt, blamed=attempt == event.begun, cause=event.cause)
+        self.dispatch.end_sessions(event.child, now)
+        for attempt in reversed(held):  # what it had already goes in front of what waited for it
+            self.attempts.requeue(attempt, now, blamed=attempt == event.begun, cause=event.cause)
         self.library.holdings.worker_died(worker, event.begun)
         self._tend(now)
 
@@ -336,16 +315,14 @@ class Core:
     # --- time and the end -----------------------------------------------------------------------------------
 
     def _time_passed(self, _event: events.TimePassed, now: float) -> None:
-        for request in self.requests.late(now):
-            waited = "waiting for a worker" if request.is_queued else "running"
-            message = f"{request.submit.model}: no answer within {request.submit.timeout_s:g} s ({waited})"
-            self.attempts.refuse(request, DeadlineExceeded(message))
+        self.intake.time_passed(now)
+        self.schedule.time_passed(now)
         self.library.warming.time_passed(now)
         self.fleet.time_passed(now)
         self._tend(now)
 
     def _stop_asked(self, event: events.StopAsked, now: float) -> None:
-        self.stopping = self.stopping or "the pool is shutting down and takes no new requests"
+        self.intake.closed = "the pool is shutting down and takes no new requests"
         if not event.drain:
             for request in list(self.requests.everyone()):
                 self.attempts.refuse(request, RequestCancelled("the pool was shut down"))

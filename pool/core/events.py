@@ -36,10 +36,19 @@ class Submitted(NamedTuple):
 
 
 class Cancelled(NamedTuple):
-    """A client does not want an answer any more."""
+    """A client does not want an answer any more; with ``kill``, not even at the price of a worker."""
 
     client: ClientKey
     request: int
+    kill: bool = False
+
+
+class Continued(NamedTuple):
+    """A client is ready for so many more items of a stream."""
+
+    client: ClientKey
+    request: int
+    items: int
 
 
 class MailboxWanted(NamedTuple):
@@ -224,16 +233,23 @@ class SlotUsed(NamedTuple):
     used: Used
 
 
+class ItemYielded(NamedTuple):
+    """A worker has the next item of a stream."""
+
+    child: int
+    attempt: int
+    body: bytes
+    buffers: list[Any]
+
+
 class AttemptEnded(NamedTuple):
-    """A worker has answered an attempt: with ``body``, ``places`` and ``buffers``, or with ``error``."""
+    """A worker has done with an attempt; ``answers`` and ``buffers`` as in `protocol.child_messages.Ran`."""
 
     child: int
     attempt: int
     seconds: float
-    body: bytes
-    places: list[Any]
+    answers: list[Any]
     buffers: list[Any]
-    error: Record | None
 
 
 class StopAsked(NamedTuple):
@@ -247,10 +263,10 @@ class TimePassed(NamedTuple):
 
 
 Event: TypeAlias = (
-    ClientJoined | ClientLeft | Submitted | Cancelled | MailboxWanted | MailboxReturned
+    ClientJoined | ClientLeft | Submitted | Cancelled | Continued | MailboxWanted | MailboxReturned
     | ModelDeclared | ModelRemoved | ModelWanted | CallerLeft
     | ZygoteReady | ZygoteDied | ModulesAdopted | SetAdopted | ChildForked | ChildExited
     | RegionsNeeded | FileOffered | RegionsFilled | FillingFailed | RegionMade | RegionFailed | FileChanged
-    | ModelBuilt | BuildFailed | SetThawed | SetForgotten | SlotUsed | AttemptEnded
+    | ModelBuilt | BuildFailed | SetThawed | SetForgotten | SlotUsed | ItemYielded | AttemptEnded
     | StopAsked | TimePassed
 )  # fmt: skip

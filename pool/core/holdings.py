@@ -34,12 +34,13 @@ class Holdings:
         """Make a weight set; it holds the regions that ``filler`` has filled for it.
 
         Raises:
-            InvalidRequest: one of these is not the filler's, or is not filled.
+            InvalidRequest: one of these is not the filler's, or is not filled; or its options cannot be.
         """
         number = self._numbers + 1
+        version = WeightSet(number, load)
         self.regions.use(filler, number, load.regions)
         self._numbers = number
-        version = self.sets[number] = WeightSet(number, load)
+        self.sets[number] = version
         return version
 
     # --- filling --------------------------------------------------------------------------------------------

@@ -48,6 +48,17 @@ class SignalChild(NamedTuple):
     signal: int
 
 
+class Interrupt(NamedTuple):
+    """Have a worker end an attempt at its next safe point; with ``kill`` end the worker, if it has begun that one.
+
+    It may have ended already, or wait behind others: nobody else's run may be harmed.
+    """
+
+    child: int
+    attempt: int
+    kill: bool
+
+
 class GrantRegions(NamedTuple):
     """Make the new ones of these regions and hand all over; refusal comes back as `FillingFailed`."""
 
@@ -116,7 +127,7 @@ class Finish(NamedTuple):
 
 
 Instruction: TypeAlias = (
-    ToClient | ToChild | ToCaller | ForkChild | SignalChild
+    ToClient | ToChild | ToCaller | ForkChild | SignalChild | Interrupt
     | GrantRegions | MakeRegion | GrowRegion | EmptyRegion | FreeRegions
     | Remember | ToZygote | ReplaceZygote | Report | Finish
 )  # fmt: skip

@@ -209,9 +209,8 @@ class Library:
             model = self.models.get(version.load.name)
             if version.life.state != "ready" or model is None or model.current is not version:
                 continue
-            model.current = self.holdings.add(version.load)
+            model.replace(self.holdings.add(version.load))
             model.current.error = error
-            model.expected_s = None
             self._retire(version, Refused(error))
             failed += model.queue
         return failed
@@ -230,7 +229,7 @@ class Library:
         model = self.models[version.load.name]
         if version is model.successor:
             model.successor, retired = None, model.current
-            model.current, model.expected_s = version, None
+            model.replace(version)
             self._retire(retired, Done("replaced by a newer version"))
         self.holdings.tell(version.waiting_for_load, Done("loaded"))
         self.holdings.attach_waiting(version)

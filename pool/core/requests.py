@@ -1,10 +1,10 @@
-"""Requests: who asked for what, what waits, what runs, what is late."""
+"""Requests: who asked for what, what is late."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ...protocol.errors import InvalidRequest, PoolBusy, PoolError
 from ...protocol.limits import MAX_OUTBOX_BYTES, MAX_REQUESTS_PER_CLIENT
@@ -13,8 +13,17 @@ from ...protocol.states import Lifecycle
 from .events import ClientKey
 from .mailboxes import Mailbox
 
+if TYPE_CHECKING:
+    from .queue import Line, Queue
+
 #: What one client may have waiting, arrays included, in bytes.
 MAX_QUEUED_BYTES = MAX_OUTBOX_BYTES
+#: Bounds of what a client may ask for.
+MOST_RETRIES: Final = 100
+MOST_PRIORITY: Final = 100
+MOST_CALLS: Final = 65_536
+MOST_CREDIT: Final = 1 << 20
+MOST_SESSION_CHARACTERS: Final = 128
 #: Deadlines of answered requests that are kept at least, before they are cleared away.
 _KEPT_DEADLINES = 64
 
@@ -27,15 +36,20 @@ class Request:
         submit: what was asked.
         buffers: its large arrays; kept until the answer, because a retry needs them.
         attempt: the number of the attempt that may answer it; 0 while it waits.
+        calls: how many calls of the model it stands for.
+        credit: for a stream, how many items the client is ready for; 0 for anything else, or if it is to wait.
+        items: how many items of it were sent.
+        queue, line: where it waits to be handed to a worker, and, in ``line``, where it waited last.
         deaths: how many workers died while they ran it.
+        is_suspect: whether a worker died over a batch that it was in: it may be what killed it, and runs alone.
         deadline: when it is late, on the core's clock; infinity for never.
         mailboxes: those that it holds until no worker can touch its places any more.
         is_abandoned: whether its client is gone.
     """
 
     __slots__ = (
-        "attempt", "buffers", "client", "deadline", "deaths", "is_abandoned", "life", "mailboxes", "size_bytes",
-        "submit",
+        "attempt", "buffers", "calls", "client", "credit", "deadline", "deaths", "is_abandoned", "is_suspect",
+        "items", "life", "line", "mailboxes", "queue", "size_bytes", "submit",
     )  # fmt: skip
 
     def __init__(self, client: ClientKey, submit: Submit, buffers: list[Any], now: float) -> None:
@@ -44,7 +58,13 @@ class Request:
         self.buffers = buffers
         self.size_bytes = len(submit.body) + sum(memoryview(buffer).nbytes for buffer in buffers)
         self.attempt = 0
+        self.calls = submit.calls or 1
+        self.credit = submit.credit
+        self.items = 0
         self.deaths = 0
+        self.is_suspect = False
+        self.queue: Queue | None = None
+        self.line: Line | None = None
         self.deadline = now + submit.timeout_s if submit.timeout_s > 0 else float("inf")
         self.mailboxes: tuple[Mailbox, ...] = ()
         self.is_abandoned = False
@@ -52,6 +72,11 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.submit.request} for {self.submit.model}: {self.life.state}>"
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether its items are wanted one by one."""
+        return self.submit.credit > 0
 
     @property
     def is_queued(self) -> bool:
@@ -108,10 +133,8 @@ class Requests:
             return InvalidRequest("say hello first")
         if submit.request in book.requests:
             return InvalidRequest(f"request number {submit.request} is in use")
-        if not 0 <= submit.timeout_s < float("inf"):
-            return InvalidRequest(f"timeout_s must be a number of seconds from 0, not {submit.timeout_s}")
-        if not 0 <= submit.retries <= 100:
-            return InvalidRequest(f"retries must be from 0 to 100, not {submit.retries}")
+        if complaint := _complaint(submit):
+            return InvalidRequest(complaint)
         if len(book.requests) >= MAX_REQUESTS_PER_CLIENT:
             return PoolBusy(f"{MAX_REQUESTS_PER_CLIENT:,} requests of this client wait; read answers first")
         request = Request(client, submit, buffers, now)
@@ -175,3 +198,24 @@ class Requests:
             # and all their arrays with them.
             self._deadlines = [entry for entry in self._deadlines if not entry[2].is_answered]
             heapq.heapify(self._deadlines)
+
+
+def _complaint(submit: Submit) -> str:
+    """Return what of a request cannot be, in a sentence; empty if all of it can."""
+    if not 0 <= submit.timeout_s < float("inf"):
+        return f"timeout_s must be a number of seconds from 0, not {submit.timeout_s}"
+    if not 0 <= submit.retries <= MOST_RETRIES:
+        return f"retries must be from 0 to {MOST_RETRIES}, not {submit.retries}"
+    if not -MOST_PRIORITY <= submit.priority <= MOST_PRIORITY:
+        return f"priority must be from -{MOST_PRIORITY} to {MOST_PRIORITY}, not {submit.priority}"
+    if not 0 <= submit.calls <= MOST_CALLS:
+        return f"calls must be from 0 to {MOST_CALLS:,}, not {submit.calls}"
+    if not 0 <= submit.credit <= MOST_CREDIT:
+        return f"credit must be from 0 to {MOST_CREDIT:,}, not {submit.credit}"
+    if submit.credit and submit.calls:
+        return "a stream is of one call, and calls are for many"
+    if submit.credit and submit.reply:
+        return "items of a stream are never put into a place; reply must be empty"
+    if len(submit.session) > MOST_SESSION_CHARACTERS:
+        return f"session must have at most {MOST_SESSION_CHARACTERS} characters, not {len(submit.session)}"
+    return ""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
+from ...protocol.errors import PoolBusy
 from ...protocol.messages import LoadModel
 from ...protocol.states import Lifecycle
+from .batching import Batching
 from .events import CallerKey
-from .requests import Request
+from .queue import Queue
+from .terms import Terms, terms_of
 
 #: Weight of the newest measurement in a model's expected run time.
 _NEWEST = 0.2
@@ -19,9 +21,13 @@ MAX_THAW_DEATHS = 2
 class WeightSet:
     """One version of one model: a skeleton, and the regions that hold its storages.
 
+    Raises:
+        InvalidRequest: its options cannot be.
+
     Attributes:
         number: never used twice.
         load: where it comes from.
+        terms: on what terms its requests are served.
         manifest, skeleton, modules, regions, recipe: what workers need; empty until it is built.
         private_bytes, opaque: what it took a worker besides the regions when it was last thawed, and what of it
             lies outside of them, by path, and why.
@@ -45,6 +51,7 @@ class WeightSet:
     def __init__(self, number: int, load: LoadModel) -> None:
         self.number = number
         self.load = load
+        self.terms = terms_of(load.options)
         self.workspace = str(load.options.get("workspace", "device"))
         self.manifest = load.manifest if load.source == "frozen" else []
         self.skeleton = load.pickled if load.source == "frozen" else b""
@@ -92,11 +99,14 @@ class Model:
     """What a name stands for: a queue, the weight set that answers, and the one that will replace it.
 
     Attributes:
-        queue: the requests that wait to be handed to a worker, oldest first; each is unanswered.
+        queue: the requests that wait to be handed to a worker; each is unanswered.
         unanswered: how many requests wait or run.
         current: the version that runs.
         successor: a newer version that is being loaded; it takes over between two requests.
-        expected_s: what a run takes, a moving average of the workers' measurements; None before the first.
+        batching: how large batches are.
+        expected_s: what a call takes, a moving average of the workers' measurements; None before the first.
+        worker_s: how much of workers' time it has had.
+        clock_s, weight: see `turns.Member`.
         waiting_for_unload: who is told when the model is gone.
     """
 
@@ -104,10 +114,14 @@ class Model:
         self.name = name
         self.current = current
         self.successor: WeightSet | None = None
-        # Ordered, and one that is answered while it waits can be taken out at once.
-        self.queue: OrderedDict[Request, None] = OrderedDict()
+        self.queue = Queue()
         self.unanswered = 0
+        self.batching = Batching(current.terms)
         self.expected_s: float | None = None
+        self._unit_s = 0.0
+        self.worker_s = 0.0
+        self.clock_s = 0.0
+        self.weight = current.terms.share
         self.answered = 0
         self.failed = 0
         self.waiting_for_unload: list[CallerKey] = []
@@ -116,28 +130,59 @@ class Model:
     def __repr__(self) -> str:
         return f"<Model {self.name}: {self.current.life.state}, {len(self.queue)} queued>"
 
+    def replace(self, version: WeightSet) -> None:
+        """Let another version run from now on; what was measured is of the one before."""
+        self.current = version
+        self.batching = Batching(version.terms)
+        self.expected_s = None
+        self._unit_s = 0.0
+        self.weight = version.terms.share
+
+    def check_room(self, calls: int) -> None:
+        """Refuse calls for which there is no room in the queue.
+
+        Raises:
+            PoolBusy: there is none.
+        """
+        most = self.current.terms.max_queue
+        if most and self.queue.calls + calls > most:
+            raise PoolBusy(
+                f"{self.queue.calls:,} calls of {self.name!r} wait, and max_queue={most:,}; try again later"
+            )
+
     @property
     def is_runnable(self) -> bool:
         """Whether a worker could take a request of it now."""
-        return bool(self.queue) and self.current.is_ready
+        return self.queue.calls > 0 and self.current.is_ready
+
+    @property
+    def terms(self) -> Terms:
+        """On what terms its requests are served."""
+        return self.current.terms
 
     @property
     def method(self) -> str:
         """The method that runs when a request names none."""
         return str(self.current.load.options.get("method", "__call__"))
 
-    def measured(self, seconds: float) -> None:
-        """Take a measured run time into the expectation."""
+    def expected(self, calls: int) -> float | None:
+        """Return what so many calls should take, in seconds; None if that is not known."""
+        known_s = self.batching.expected_s(calls) if self.current.terms.max_batch > 1 else None
+        if known_s is not None or self.expected_s is None:
+            return known_s
+        return self.expected_s * calls
+
+    def work_s(self, calls: int) -> float:
+        """Return how much work so many calls are, in seconds of the first one that was measured."""
+        return calls * self._unit_s
+
+    def measured(self, calls: int, seconds: float) -> None:
+        """Take a measured run of so many calls into the expectation."""
+        each_s = seconds / calls
+        self._unit_s = self._unit_s or each_s
         if self.expected_s is None:
-            self.expected_s = seconds
+            self.expected_s = each_s
         else:
-            self.expected_s += _NEWEST * (seconds - self.expected_s)
-
-    def next_request(self) -> Request:
-        """Take the oldest request out of the queue."""
-        return self.queue.popitem(last=False)[0]
-
-    def put_back(self, request: Request) -> None:
-        """Put a request that was handed out before all others in the front of the queue."""
-        self.queue[request] = None
-        self.queue.move_to_end(request, last=False)
+            self.expected_s += _NEWEST * (each_s - self.expected_s)
+        if self.current.terms.max_batch > 1:
+            self.batching.measured(calls, seconds)

@@ -107,6 +107,20 @@ class Workers:
         return bool(self._outdated)
 
     @property
+    def has_idle(self) -> bool:
+        """Whether one that is idle may be given work."""
+        return bool(self._idle) and self.busy < self.slots
+
+    @property
+    def have_room(self) -> bool:
+        """Whether any of them may be given work: one that is idle, or one with room behind what it runs."""
+        if self._idle and self.busy < self.slots:
+            return True
+        while self._roomy and not self._roomy[0].has_room:
+            self._roomy.popleft().is_listed = False
+        return bool(self._roomy)
+
+    @property
     def needs_successor(self) -> bool:
         """Whether one more is to be forked, in whose favour one that is outdated will go."""
         is_full = self.staying > self.wanted or len(self._by_child) >= 2 * self.wanted

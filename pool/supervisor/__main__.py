@@ -6,8 +6,8 @@ import argparse
 import gc
 import sys
 
+from .owned import serve_owner
 from .standalone import serve_standalone
-from .supervisor import serve_owner
 
 #: Allocations until a collection, and collections until one of the next older generation.
 _COLLECT_AFTER = (100_000, 50, 100)

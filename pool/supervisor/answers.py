@@ -10,11 +10,12 @@ from typing import Any
 
 from ...protocol.errors import InvalidRequest, PoolError
 from ...protocol.values import encode
-from ..config import Settings
 from ..core.accounting import WeightsAccount, account_of
+from ..core.batching import Batching
 from ..core.core import Core
 from ..core.weights import Model
 from ..core.workspace import Ring
+from ..settings import Settings
 from .processes import Processes
 from .reactor import Reactor
 from .sampler import ProcessMemory, Sampler
@@ -76,11 +77,14 @@ class Answers:
             "method": model.method,
             "weights_bytes": account_of(self._core.library.holdings, version).size_bytes,
             "workers": len(version.holders),
-            "queued": sum(request.is_queued for request in model.queue),
+            "queued": model.queue.calls + self._core.dispatch.sessions.waiting_for(model.name),
             "running": version.running,
             "answered": model.answered,
             "failed": model.failed,
             "expected_s": model.expected_s,
+            "share": model.terms.share,
+            "worker_s": model.worker_s,
+            "batch": _batch(model.batching),
             "error": version.error,
         }
 
@@ -92,6 +96,9 @@ class Answers:
             "uptime_s": time.monotonic() - self._started_at,
             "is_stopping": bool(self._core.stopping),
             "slots": self._settings.slots,
+            "concurrency": self._core.concurrency.limit,
+            "concurrency_note": self._core.concurrency.note,
+            "sessions": len(self._core.dispatch.sessions),
             "threads": self._settings.threads,
             "clients": self._core.requests.clients,
             "unanswered": self._core.requests.unanswered,
@@ -189,6 +196,16 @@ class Answers:
             "spilled_bytes": sum(ring.spilled_bytes for ring in self._core.workspace.rings.values()),
             "processes": processes,
         }
+
+
+def _batch(batching: Batching) -> dict[str, Any]:
+    return {
+        "most": batching.terms.max_batch,
+        "limit": batching.limit,
+        "wait_s": batching.wait_s,
+        "mean": batching.calls / batching.batches if batching.batches else 0.0,
+        "note": batching.note,
+    }
 
 
 def _weights(account: WeightsAccount) -> dict[str, Any]:

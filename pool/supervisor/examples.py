@@ -39,7 +39,8 @@ class Examples:
         self._count += 1
         self._running[self._count] = load.name
         body, *buffers = load.example
-        self._feed(events.Submitted(CLIENT, Submit(self._count, load.name, "", 0.0, 0, body, [], []), buffers))
+        submit = Submit(self._count, load.name, "", 0.0, 0, 0, "", 0, 0, body, [], [])
+        self._feed(events.Submitted(CLIENT, submit, buffers))
 
     def answered(self, message: Message) -> None:
         """Take what came of a run: nothing but why it failed is of interest."""

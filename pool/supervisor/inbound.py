@@ -1,4 +1,4 @@
-"""Messages that need nothing done but to become events for the core, by who sends them."""
+"""What comes in: messages that need nothing done but to become events for the core, by who sends them."""
 
 from __future__ import annotations
 
@@ -6,34 +6,71 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from ...protocol import messages
+from ...protocol.errors import InvalidRequest
+from ...protocol.manifest import Manifest
+from ..checks import check_name
 from ..core import events
 
-_Table: TypeAlias = dict[type, Callable[[Any, Any], events.Event]]
+#: Called with who it is, the message and its buffers.
+_Table: TypeAlias = dict[type, Callable[[Any, Any, list[Any]], events.Event]]
 
-#: From an app or the command line, over the unix socket; called with who it is.
-FROM_CALLER: Final[_Table] = {
-    messages.UnloadModel: lambda caller, one: events.ModelRemoved(caller, one.name),
-    messages.AttachModel: lambda caller, one: events.ModelWanted(caller, one.name),
-    messages.NeedMailbox: lambda caller, one: events.MailboxWanted(caller, one.size_bytes),
-    messages.ReturnMailbox: lambda caller, one: events.MailboxReturned(caller, one.mailbox),
-    messages.StopPool: lambda _, one: events.StopAsked(one.drain),
+_SOURCES: Final = ("frozen", "factory", "import", "path")
+
+#: From a client, over ZeroMQ.
+FROM_CLIENT: Final[_Table] = {
+    messages.Submit: events.Submitted,
+    messages.Cancel: lambda client, one, _: events.Cancelled(client, one.request, one.kill),
+    messages.Continue: lambda client, one, _: events.Continued(client, one.request, one.items),
 }
 
-#: From a loader or worker; called with its number.
+#: From an app or the command line, over the unix socket.
+FROM_CALLER: Final[_Table] = {
+    messages.UnloadModel: lambda caller, one, _: events.ModelRemoved(caller, one.name),
+    messages.AttachModel: lambda caller, one, _: events.ModelWanted(caller, one.name),
+    messages.NeedMailbox: lambda caller, one, _: events.MailboxWanted(caller, one.size_bytes),
+    messages.ReturnMailbox: lambda caller, one, _: events.MailboxReturned(caller, one.mailbox),
+    messages.StopPool: lambda _, one, __: events.StopAsked(one.drain),
+}
+
+#: From a loader or worker, known by its number.
 FROM_CHILD: Final[_Table] = {
-    messages.Thawed: lambda child, one: events.SetThawed(
+    messages.Thawed: lambda child, one, _: events.SetThawed(
         child, one.weight_set, one.private_bytes, one.opaque, None
     ),
-    messages.Forgot: lambda child, one: events.SetForgotten(child, one.weight_set, one.unmapped),
-    messages.Used: lambda child, one: events.SlotUsed(child, one),
-    messages.ModelBuilt: lambda child, one: events.ModelBuilt(child, one),
-    messages.BuildFailed: lambda child, one: events.BuildFailed(child, one.error),
+    messages.ThawFailed: lambda child, one, _: events.SetThawed(child, one.weight_set, 0, {}, one.error),
+    messages.Forgot: lambda child, one, _: events.SetForgotten(child, one.weight_set, one.unmapped),
+    messages.Used: lambda child, one, _: events.SlotUsed(child, one),
+    messages.ModelBuilt: lambda child, one, _: events.ModelBuilt(child, one),
+    messages.BuildFailed: lambda child, one, _: events.BuildFailed(child, one.error),
+    messages.Yielded: lambda child, one, buffers: events.ItemYielded(child, one.attempt, one.body, buffers),
+    messages.Ran: lambda child, one, buffers: events.AttemptEnded(
+        child, one.attempt, one.seconds, one.answers, buffers
+    ),
 }
 
 #: From the zygote.
 FROM_ZYGOTE: Final[_Table] = {
-    messages.ZygoteReady: lambda _, one: events.ZygoteReady(one.without_slots),
-    messages.Adopted: lambda _, one: events.ModulesAdopted(one.generation, one.refused, one.threads),
-    messages.Thawed: lambda _, one: events.SetAdopted(one.weight_set, one.private_bytes, one.opaque, None),
-    messages.ThawFailed: lambda _, one: events.SetAdopted(one.weight_set, 0, {}, one.error),
+    messages.ZygoteReady: lambda _, one, __: events.ZygoteReady(one.without_slots),
+    messages.Adopted: lambda _, one, __: events.ModulesAdopted(one.generation, one.refused, one.threads),
+    messages.Thawed: lambda _, one, __: events.SetAdopted(one.weight_set, one.private_bytes, one.opaque, None),
+    messages.ThawFailed: lambda _, one, __: events.SetAdopted(one.weight_set, 0, {}, one.error),
 }
+
+
+def check_declared(load: messages.LoadModel) -> None:
+    """Look whether a model can be declared.
+
+    Raises:
+        PoolError: its name or source is none, or the manifest of a frozen model does not fit its regions.
+    """
+    check_name("model", load.name)
+    if load.source not in _SOURCES:
+        raise InvalidRequest(f"source {load.source!r}; known are {', '.join(_SOURCES)}")
+    if load.source != "frozen":
+        return
+    try:
+        sizes_bytes = Manifest.from_wire(load.manifest).region_sizes_bytes
+    except ValueError as error:
+        raise InvalidRequest(f"{load.name}: {error}") from error
+    if len(sizes_bytes) != len(load.regions):
+        raise InvalidRequest(f"{load.name}: the manifest has {len(sizes_bytes)} regions, not {len(load.regions)}")

@@ -11,7 +11,6 @@ import mmap
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -20,12 +19,12 @@ from typing import Any, Final
 
 from ...protocol.channel import Channel, Delivery
 from ...protocol.errors import InvalidRequest
+from ...protocol.marks import LINE_BYTES, Marks
 from ...protocol.messages import ForkChild, Leave
 from .. import environment
-from ..config import Settings
+from ..settings import Settings
 from .reactor import Reactor
 
-_BEGUN: Final = struct.Struct("<q")
 #: How long an exit status is waited for after the pidfd has told the death.
 _STATUS_S: Final = 1.0
 _ZYGOTE_EXIT_S: Final = 2.0
@@ -34,12 +33,13 @@ _ZYGOTE_EXIT_S: Final = 2.0
 class Child:
     """A forked process, from the order to fork it to its end."""
 
-    def __init__(self, number: int, role: str, channel: Channel, output_fd: int, index: int) -> None:
+    def __init__(self, number: int, role: str, channel: Channel, output_fd: int, index: int, marks: Marks) -> None:
         self.number = number
         self.role = role
         self.channel = channel
         self.output_fd = output_fd
-        self.index = index  # its place in the page of begun attempts
+        self.index = index  # of its line in the page of marks
+        self.marks = marks
         self.pid = 0
         self.pidfd = -1
         self.is_dead = False
@@ -87,14 +87,15 @@ class Processes:
         self._zygote_said = zygote_said
         self._zygote_died = zygote_died
         self.children: dict[int, Child] = {}
+        self._unflushed: dict[int, Child] = {}  # those with messages that will be sent together
         self._zygote: subprocess.Popen[bytes] | None = None
         self._zygote_channel: Channel | None = None
         self._zygote_fds: list[int] = []
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
         places = 2 * settings.workers + 64  # workers that are replaced live beside their successors
-        self._begun_fd = os.memfd_create("onecopy-begun", os.MFD_CLOEXEC)
-        os.ftruncate(self._begun_fd, places * _BEGUN.size)
-        self._begun = mmap.mmap(self._begun_fd, places * _BEGUN.size)
+        self._marks_fd = os.memfd_create("onecopy-marks", os.MFD_CLOEXEC)
+        os.ftruncate(self._marks_fd, places * LINE_BYTES)
+        self._marks = mmap.mmap(self._marks_fd, places * LINE_BYTES)
         self._free_places = list(range(places - 1, -1, -1))
 
     # --- the zygote -----------------------------------------------------------------------------------------
@@ -191,13 +192,14 @@ class Processes:
         ours.setblocking(False)
         os.set_blocking(output, False)
         index = self._free_places.pop()
-        _BEGUN.pack_into(self._begun, index * _BEGUN.size, 0)
-        child = Child(number, role, Channel(ours), output, index)
+        marks = Marks(self._marks, index)
+        marks.clear()
+        child = Child(number, role, Channel(ours), output, index, marks)
         self.children[number] = child
         self._reactor.watch(ours.fileno(), lambda: self._readable(child), child.channel.flush)
         self._reactor.watch(output, lambda: self._read_output(child, output))
         settings = {"threads": self._settings.threads, "index": index, "cores": self._settings.seat_cores}
-        self.tell_zygote(ForkChild(number, role, settings), (theirs.fileno(), output_write, self._begun_fd))
+        self.tell_zygote(ForkChild(number, role, settings), (theirs.fileno(), output_write, self._marks_fd))
         theirs.close()
         os.close(output_write)
 
@@ -220,12 +222,16 @@ class Processes:
                 self._finish(child, child.cause)
 
     def send(self, number: int, message: Any, buffers: list[Any], fds: list[int]) -> None:
-        """Send a child a message; if it is just dying, its death will be told."""
+        """Send a child a message, at the end of this turn; if it is just dying, its death will be told."""
         child = self.children.get(number)
         if child is None:
             return
         try:
-            child.channel.send(message, buffers, fds)
+            if buffers or fds:
+                child.channel.send(message, buffers, fds)
+            else:
+                child.channel.send_soon(message)
+                self._unflushed[number] = child
         except OSError:
             return
         except InvalidRequest:  # beyond a limit, which only what a loader reported can have caused
@@ -234,9 +240,14 @@ class Processes:
         if child.channel.has_unsent:
             self._reactor.wants_to_write(child.channel)
 
-    def begun_by(self, child: Child) -> int:
-        """Return the attempt that a child has begun and not answered, or 0."""
-        return int(_BEGUN.unpack_from(self._begun, child.index * _BEGUN.size)[0])
+    def flush(self) -> None:
+        """Send what was kept to be sent together; to be called in every turn."""
+        while self._unflushed:
+            _, child = self._unflushed.popitem()
+            with contextlib.suppress(OSError):
+                child.channel.flush()
+            if child.channel.has_unsent:
+                self._reactor.wants_to_write(child.channel)
 
     def signal(self, number: int, signum: int) -> None:
         """Send a signal to a child and its process group."""
@@ -278,7 +289,8 @@ class Processes:
     def _finish(self, child: Child, cause: str) -> None:
         """Forget a child and tell its death."""
         del self.children[child.number]
-        begun = self.begun_by(child)
+        self._unflushed.pop(child.number, None)
+        begun = child.marks.begun
         if child.channel.fileno() >= 0:
             self._reactor.forget(child.channel.fileno())
         child.channel.close()

@@ -38,6 +38,7 @@ class Reactor:
         self._flushers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Writer] = {}
         self._pollers: list[Callable[[], bool]] = []
+        self._enders: list[Callable[[], None]] = []
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
         self._is_running = False
@@ -67,6 +68,10 @@ class Reactor:
     def poll_first(self, poll: Callable[[], bool]) -> None:
         """Call ``poll`` in every turn, before sleeping; as long as it returns true there is no sleep."""
         self._pollers.append(poll)
+
+    def end_with(self, end: Callable[[], None]) -> None:
+        """Call ``end`` after everything that came at one time was handled, and before sleeping."""
+        self._enders.append(end)
 
     def call_at(self, when: float, call: Callable[[], None]) -> None:
         """Call once, at this time of the monotonic clock."""
@@ -98,6 +103,7 @@ class Reactor:
             has_more = False
             for poll in self._pollers:
                 has_more |= poll()
+            self._end_turn()
             wake_at = next_wake()
             if self._timers and self._timers[0][0] < wake_at:
                 wake_at = self._timers[0][0]
@@ -110,6 +116,11 @@ class Reactor:
                 self._call_timers()
                 if next_wake() <= time.monotonic():
                     woken()
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        for end in self._enders:
+            end()
 
     def _call_timers(self) -> None:
         while self._timers and self._timers[0][0] <= time.monotonic():

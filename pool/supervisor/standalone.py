@@ -7,11 +7,12 @@ import os
 import sys
 
 from ...protocol.errors import PoolError
-from ..config import ConfigError, read_toml
+from ..checks import ConfigError
 from ..core import events
 from ..environment import default_directory
 from ..runtime import RuntimeDirectory
 from ..sources import load_by_name
+from ..toml import read_toml
 from .supervisor import Supervisor
 
 

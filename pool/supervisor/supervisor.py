@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections import deque
@@ -16,29 +15,28 @@ from collections.abc import Callable
 from typing import Any
 
 from ...protocol import messages
-from ...protocol.channel import Channel, Delivery
+from ...protocol.channel import Delivery
 from ...protocol.errors import InvalidRequest, PoolError
-from ...protocol.manifest import Manifest
 from .. import environment
-from ..config import Settings, check_name
 from ..core import events, instructions
 from ..core.core import Core
 from ..core.mailboxes import Budget
 from ..memory.memfd import MemfdStore
 from ..runtime import CONTROL, REQUESTS, RuntimeDirectory
+from ..settings import Settings
 from . import examples
 from .answers import Answers
 from .clients import ClientSockets, Peer, ipc_endpoint
 from .control import Connection, ControlServer
 from .history import History
-from .inbound import FROM_CALLER, FROM_CHILD, FROM_ZYGOTE
+from .inbound import FROM_CALLER, FROM_CHILD, FROM_CLIENT, FROM_ZYGOTE, check_declared
+from .interrupts import Interrupts
 from .logs import Line, Logs
 from .processes import Child, Processes
 from .reactor import Reactor
 from .shelf import Shelf
 
 _LINGER_MS = 500
-_SOURCES = ("frozen", "factory", "import", "path")
 
 
 class Supervisor:
@@ -85,8 +83,16 @@ class Supervisor:
             zygote_said=self._from_zygote,
             zygote_died=lambda cause: self.feed(events.ZygoteDied(cause)),
         )
+        self._interrupts = Interrupts(self._processes, self._reactor.call_at, self._note)
         mailboxes = Budget(settings.mailbox_bytes, settings.mailbox_total_bytes)
-        self.core = Core(settings.workers, settings.slots, self._history.known, mailboxes, settings.slot_bytes)
+        self.core = Core(
+            settings.workers,
+            settings.slots,
+            self._history.known,
+            mailboxes,
+            settings.slot_bytes,
+            is_adaptive=bool(settings.adaptive),
+        )
         self._answers = Answers(self.core, settings, self._processes, self._reactor, self._shelf)
         self._execute: dict[type, Callable[[Any], None]] = {
             instructions.ToClient: self._to_client,
@@ -96,6 +102,7 @@ class Supervisor:
             ),
             instructions.ForkChild: lambda one: self._processes.fork(one.child, one.role),
             instructions.SignalChild: lambda one: self._processes.signal(one.child, one.signal),
+            instructions.Interrupt: self._interrupts.interrupt,
             instructions.GrantRegions: self._shelf.grant,
             instructions.MakeRegion: self._shelf.make,
             instructions.GrowRegion: self._shelf.grow,
@@ -125,6 +132,8 @@ class Supervisor:
             self._listen()
             self._processes.start_zygote()
             self._reactor.poll_first(self._clients.poll)
+            self._reactor.end_with(self._processes.flush)
+            self._reactor.end_with(self._clients.flush)
             if owner is not None:
                 self._control.send(owner, messages.Serving(self._directory.path, os.getpid()))
             self._reactor.run(self.core.wake_at, lambda: self.feed(events.TimePassed()))
@@ -191,10 +200,8 @@ class Supervisor:
         self.feed(events.ClientLeft(peer))
 
     def _from_client(self, peer: Peer, message: messages.Message, buffers: list[Any]) -> None:
-        if isinstance(message, messages.Submit):
-            self.feed(events.Submitted(peer, message, buffers))
-        elif isinstance(message, messages.Cancel):
-            self.feed(events.Cancelled(peer, message.request))
+        if type(message) in FROM_CLIENT:
+            self.feed(FROM_CLIENT[type(message)](peer, message, buffers))
         elif isinstance(message, messages.Query):
             number = message.request
             self._answers.ask(message.topic, lambda answer: self._reply(peer, number, answer))
@@ -205,7 +212,7 @@ class Supervisor:
         if isinstance(answer, PoolError):
             self._clients.send(peer, messages.Failed(number, answer.to_record()), [])
         else:
-            self._clients.send(peer, messages.Reply(number, answer, []), [])
+            self._clients.send(peer, messages.Reply(number, 0.0, answer, [], []), [])
 
     def _to_client(self, one: instructions.ToClient) -> None:
         if one.client == examples.CLIENT:
@@ -241,7 +248,7 @@ class Supervisor:
             if not message.follow:
                 self._control.send(caller, messages.Done("logs"))
         elif type(message) in FROM_CALLER:
-            self.feed(FROM_CALLER[type(message)](caller, message))
+            self.feed(FROM_CALLER[type(message)](caller, message, []))
         else:
             raise InvalidRequest(f"{type(message).__name__} is not for this socket")
 
@@ -256,11 +263,7 @@ class Supervisor:
 
     def _declare(self, caller: Connection, load: messages.LoadModel) -> None:
         try:
-            check_name("model", load.name)
-            if load.source not in _SOURCES:
-                raise InvalidRequest(f"source {load.source!r}; known are {', '.join(_SOURCES)}")
-            if load.source == "frozen":
-                _check_manifest(load)
+            check_declared(load)
         except PoolError as error:
             self.feed(events.FillingFailed(caller, error.to_record()))
             return
@@ -290,7 +293,7 @@ class Supervisor:
         elif isinstance(message, messages.Exited):
             self._processes.exited(message.child, message.status)
         elif type(message) in FROM_ZYGOTE:
-            self.feed(FROM_ZYGOTE[type(message)](None, message))
+            self.feed(FROM_ZYGOTE[type(message)](None, message, []))
 
     def _from_child(self, child: Child, delivery: Delivery) -> None:
         message, number = delivery.message, child.number
@@ -299,23 +302,14 @@ class Supervisor:
         delivery.close_fds()  # no other message of a child has any
         if isinstance(message, messages.Ran):
             child.ran_last = self.core.attempts.running_on(message.attempt)
-            ended = events.AttemptEnded(
-                number, message.attempt, message.seconds, message.body, message.places, delivery.buffers, None
-            )
-            self.feed(ended)
-        elif isinstance(message, messages.RunFailed):
-            child.ran_last = self.core.attempts.running_on(message.attempt)
-            self.feed(events.AttemptEnded(number, message.attempt, message.seconds, b"", [], [], message.error))
-        elif isinstance(message, messages.ThawFailed):
-            if child.role == "worker":  # what comes of a trial the core reports
-                self._note(f"worker {child.pid} cannot thaw: {message.error.get('message', '')}")
-            self.feed(events.SetThawed(number, message.weight_set, 0, {}, message.error))
+        elif isinstance(message, messages.ThawFailed) and child.role == "worker":
+            self._note(f"worker {child.pid} cannot thaw: {message.error.get('message', '')}")
         elif isinstance(message, messages.NeedRegions):
             self._shelf.need(number, message.wants)
         elif isinstance(message, messages.RegionsFilled):
             self._shelf.filled(number, message.regions)
-        elif type(message) in FROM_CHILD:
-            self.feed(FROM_CHILD[type(message)](number, message))
+        if type(message) in FROM_CHILD:
+            self.feed(FROM_CHILD[type(message)](number, message, delivery.buffers))
 
     def _child_died(self, child: Child, cause: str, begun: int) -> None:
         self._logs.ended(child.number, lambda: self._source(child))
@@ -331,7 +325,7 @@ class Supervisor:
 
     def _source(self, child: Child) -> tuple[int, str, str, int]:
         # What it wrote at the end of a run may be read after its answer was.
-        begun = self._processes.begun_by(child)
+        begun = child.marks.begun
         request, model = self.core.attempts.running_on(begun) if begun else child.ran_last
         return (child.pid, child.role, model, request)
 
@@ -343,39 +337,6 @@ class Supervisor:
             self._control.send(filler, message, fds)
         else:
             self._processes.send(filler, message, [], fds)
-
-
-def _check_manifest(load: messages.LoadModel) -> None:
-    """Raise `InvalidRequest` unless a frozen model has a manifest that fits its regions."""
-    try:
-        sizes_bytes = Manifest.from_wire(load.manifest).region_sizes_bytes
-    except ValueError as error:
-        raise InvalidRequest(f"{load.name}: {error}") from error
-    if len(sizes_bytes) != len(load.regions):
-        raise InvalidRequest(f"{load.name}: the manifest has {len(sizes_bytes)} regions, not {len(load.regions)}")
-
-
-def serve_owner(owner_fd: int) -> int:
-    """Run the supervisor of the app that started this process; return the exit code."""
-    owner_pid = os.getppid()
-    pidfd = os.pidfd_open(owner_pid)
-    if os.getppid() != owner_pid:  # it was gone before it could be watched
-        return 1
-    channel = Channel(socket.socket(fileno=owner_fd))
-    first = channel.receive()
-    if first is None:
-        return 1
-    try:
-        if not isinstance(first.message, messages.Configure):
-            raise InvalidRequest("the first message must be Configure")
-        settings = Settings.from_wire(first.message.settings)
-        supervisor = Supervisor(settings, RuntimeDirectory(), is_verbose=False)
-        owner = supervisor.control.add(channel, owner_pid, pidfd, is_owner=True)
-        supervisor.serve(owner)
-    except PoolError as error:
-        channel.send(messages.Refused(error.to_record()))
-        return 1
-    return 0
 
 
 def _raise_descriptor_limit() -> None:

@@ -14,84 +14,25 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import activations
+import batching
 import forwards
 import memory
-import numpy as np
 import psutil
+import small_requests
 import tensors
 import torch
 import weights
 import zmq
 from onecopy.pool import Pool
-from relay import relay
 from rich.console import Console
 from rich.table import Table
-from turns import Echo, echo, in_turns
+from turns import Echo
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def rates_in_turns(calls: dict[str, Callable[[int], Any]], count: int, turns: int) -> dict[str, float]:
-    """Return requests per second of each, the median of several turns."""
-    rates: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(turns + 1):
-        for name, call in calls.items():
-            started_at = time.perf_counter()
-            call(count)
-            if turn:
-                rates[name].append(count / (time.perf_counter() - started_at))
-    return {name: statistics.median(one) for name, one in rates.items()}
-
-
-def small_requests() -> dict[str, Any]:
-    """Latency and throughput of a 1 kB array, against a bare relay and the standard library's executor."""
-    x = np.zeros(128)
-    context = get_context("spawn")
-    with (
-        relay(x.tobytes()) as bare,
-        Pool({"echo": Echo()}, workers=1) as pool,
-        ProcessPoolExecutor(1, mp_context=context) as executor,
-    ):
-        handle = pool.model("echo")
-        latency = in_turns(
-            {
-                "relay": bare.one,
-                "onecopy": lambda: handle(x),
-                "executor": lambda: executor.submit(echo, x).result(),
-            },
-            blocks=60,
-        )
-
-        def pipelined(submit: Callable[..., Any], count: int) -> None:
-            for future in [submit(x) for _ in range(count)]:
-                future.result()
-
-        rates = rates_in_turns(
-            {
-                "relay": bare.pipelined,
-                "onecopy": lambda count: pipelined(handle.submit, count),
-                "onecopy map": lambda count: list(handle.map([x] * count)),
-                "executor": lambda count: pipelined(lambda one: executor.submit(echo, one), count),
-            },
-            count=10_000,
-            turns=5,
-        )
-    return {
-        "latency, 1 kB": latency,
-        "requests per second, 1 kB": rates,
-        "ratios": {
-            "p50 / relay": latency["onecopy"]["p50_us"] / latency["relay"]["p50_us"],
-            "p50 / executor": latency["onecopy"]["p50_us"] / latency["executor"]["p50_us"],
-            "throughput / executor": rates["onecopy"] / rates["executor"],
-            "throughput / relay": rates["onecopy"] / rates["relay"],
-        },
-    }
 
 
 def start() -> dict[str, Any]:
@@ -121,13 +62,14 @@ def conditions() -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "small": small_requests,
+    "small": small_requests.measure,
     "start": start,
     "memory": memory.measure,
     "weights": weights.measure,
     "forwards": forwards.measure,
     "activations": activations.measure,
     "tensors": tensors.measure,
+    "batching": batching.measure,
 }
 
 

@@ -325,3 +325,28 @@ def test_the_console_script_is_installed():
     script = Path(sys.executable).with_name("onecopy")
     done = subprocess.run([script, "--version"], capture_output=True, timeout=60, check=True, cwd=TESTS)
     assert done.stdout.startswith(b"onecopy ")
+
+
+def test_items_of_a_stream_are_printed_as_they_come_and_options_reach_the_pool(tmp_path):
+    with standalone(tmp_path, 'workers = 1\n[models.items]\nsource = "request_models:Yielding"\n'):
+        told = onecopy("run", "items", "--stream", "--arg", "3", "--priority", "5")
+        assert (told.returncode, told.stdout) == (0, "0\n1\n2\n")
+        failed = onecopy("run", "items", "--stream", "--method", "fail_after", "--arg", "2")
+        assert (failed.returncode, failed.stdout) == (1, "0\n1\n")
+        assert "ValueError: only 2" in failed.stderr
+        plain = onecopy("run", "items", "--arg", "3")
+        assert plain.returncode == 1
+        assert "pool.stream" in plain.stderr
+        wrong = onecopy("run", "items", "--arg", "3", "--priority", "200")
+        assert wrong.returncode == 2
+        assert "priority must be a whole number from -100 to 100, not 200" in wrong.stderr
+        loaded = onecopy(
+            "load", "quick", "request_models:Quick", "--max-batch", 8, "--max-wait-ms", 2.5, "--share", 2,
+            "--max-queue", 10,
+        )  # fmt: skip
+        assert loaded.returncode == 0, loaded.stderr
+        assert _json("run", "quick", "--arg", "4") == 4
+        refused = onecopy("load", "quick", "request_models:Quick", "--max-batch", 0)
+        assert refused.returncode == 2
+        assert "max_batch must be a whole number from 1" in refused.stderr
+    assert "[default: -10]" in onecopy("batch", "--help").stdout

@@ -1,221 +1,21 @@
 """A core that is checked after every event: against its own state, and against books kept on what it says.
 
-The books know nothing of how the core works. They follow what it was told and what it answered: which requests
-are open, in which order each model's should run, what each worker was handed. What a pool must never do shows
-as a contradiction between the two, and fails with the story of the last events.
+What a pool must never do shows as a contradiction, and fails with the story of the last events.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 
+from core.books import Books
 from core.mailing import Lent, check_mailboxes
 from onecopy.pool.core import events, instructions
 from onecopy.pool.core.core import Core
 from onecopy.pool.core.fleet import MAX_LOADERS
 from onecopy.pool.core.workers import AHEAD_S, MAX_AHEAD
-from onecopy.protocol import messages
 
 _STORY_LENGTH = 80
 _INFINITY = float("inf")
-
-Key = tuple[object, int]
-
-
-def body_of(client: object, number: int) -> bytes:
-    """The body of a request, by which the books recognise it wherever it turns up."""
-    return f"{client}/{number}".encode()
-
-
-def answer_to(body: bytes) -> bytes:
-    """The body of the result of a run."""
-    return b"answer to " + body
-
-
-@dataclass
-class Asked:
-    """An accepted request that is not answered."""
-
-    model: str
-    retries: int
-    body: bytes
-    deaths: int = 0
-    attempt: int = 0
-
-
-@dataclass
-class Given:
-    """An attempt that a worker holds."""
-
-    key: Key
-    weight_set: int
-    seat: int
-    slot: int
-
-
-@dataclass
-class Books:
-    """What must be true of the core's answers."""
-
-    core: Core
-    asked: dict[Key, Asked] = field(default_factory=dict)
-    queues: dict[str, deque[Key]] = field(default_factory=dict)
-    held: dict[int, dict[int, Given]] = field(default_factory=dict)
-    thawed: dict[int, set[int]] = field(default_factory=dict)
-    zygote: set[int] = field(default_factory=set)  # the weight sets that it has
-    thawing: int = 0  # the one that it is about to have
-    lost_slots: set[int] = field(default_factory=set)
-    callers: dict[object, str] = field(default_factory=dict)
-    refused: int = 0
-    finished: int = 0
-
-    def take(self, event: events.Event, out: list[instructions.Instruction]) -> None:
-        """Follow an event and what the core made of it."""
-        new: Key | None = None
-        expected: set[Key] = set()
-        if isinstance(event, events.Submitted):
-            new = self._submitted(event, out)
-        elif isinstance(event, events.ClientLeft):
-            for key in [key for key in self.asked if key[0] == event.client]:
-                self._close(key)
-        elif isinstance(event, events.AttemptEnded):
-            expected = self._ended(event)
-        elif isinstance(event, events.ChildExited):
-            expected = self._exited(event)
-        elif isinstance(event, events.ZygoteDied):
-            self._lost_zygote()
-        elif isinstance(event, events.SetAdopted):
-            self.zygote |= {self.thawing} if event.error is None else set()
-            self.thawing = 0
-        elif isinstance(event, events.SetForgotten) and event.unmapped:
-            self.thawed.get(event.child, set()).discard(event.weight_set)
-        elif isinstance(event, events.ModelDeclared | events.ModelRemoved | events.ModelWanted):
-            assert event.caller not in self.callers, "tests must not use a caller twice"
-            self.callers[event.caller] = ""
-        elif isinstance(event, events.MailboxWanted):  # one caller asks for several, one after the other
-            self.callers[event.caller] = ""
-        elif isinstance(event, events.CallerLeft) and self.callers.get(event.caller) == "":
-            self.callers[event.caller] = "gone"
-        for one in out:
-            assert not self.finished, f"{one} after Finish"
-            if isinstance(one, instructions.ToClient) and not isinstance(one.message, messages.Released):
-                self._answered(event, one, new)
-            elif isinstance(one, instructions.ToChild):
-                self._sent(one)
-            elif isinstance(one, instructions.ForkChild):
-                assert not self.thawing, "a child is forked behind a thaw, and may or may not inherit it"
-                self.thawed[one.child] = set(self.zygote)
-            elif isinstance(one, instructions.ToZygote) and isinstance(one.message, messages.Thaw):
-                self.thawing = one.message.weight_set
-            elif isinstance(one, instructions.ReplaceZygote):
-                self._lost_zygote()
-            elif isinstance(one, instructions.ToCaller):
-                assert self.callers[one.caller] == "", f"{one.caller} is answered twice"
-                self.callers[one.caller] = type(one.message).__name__
-            elif isinstance(one, instructions.Finish):
-                self.finished += 1
-                assert not self.asked, f"finished with requests unanswered: {list(self.asked)}"
-        assert not expected & self.asked.keys(), f"not answered at once: {expected & self.asked.keys()}"
-
-    # --- what happened --------------------------------------------------------------------------------------
-
-    def _submitted(self, event: events.Submitted, out: list[instructions.Instruction]) -> Key | None:
-        """Note an accepted request; return the key of one that was refused."""
-        key = (event.client, event.submit.request)
-        for one in out:
-            if isinstance(one, instructions.ToClient) and (one.client, one.message.request) == key:
-                return key
-        submit = event.submit
-        self.asked[key] = Asked(submit.model, submit.retries, submit.body)
-        self.queues.setdefault(submit.model, deque()).append(key)
-        return None
-
-    def _ended(self, event: events.AttemptEnded) -> set[Key]:
-        given = self.held.get(event.child, {}).pop(event.attempt, None)
-        if given is None or given.key not in self.asked or self.asked[given.key].attempt != event.attempt:
-            return set()
-        return {given.key}
-
-    def _exited(self, event: events.ChildExited) -> set[Key]:
-        """Put back what the worker held, in order; return what has died too often."""
-        self.thawed.pop(event.child, None)
-        held = self.held.pop(event.child, {})
-        self.lost_slots |= {given.slot for given in held.values() if given.slot}
-        failing: set[Key] = set()
-        for attempt, given in reversed(held.items()):
-            asked = self.asked.get(given.key)
-            if asked is None or asked.attempt != attempt:
-                continue
-            asked.deaths += attempt == event.begun
-            if asked.deaths > asked.retries:
-                failing.add(given.key)
-            else:
-                asked.attempt = 0
-                self.queues[asked.model].appendleft(given.key)
-        return failing
-
-    # --- what the core said ---------------------------------------------------------------------------------
-
-    def _answered(self, event: events.Event, one: instructions.ToClient, refused: Key | None) -> None:
-        key = (one.client, one.message.request)
-        if key == refused:
-            assert isinstance(one.message, messages.Failed)
-            self.refused += 1
-            return
-        assert key in self.asked, f"{key} is answered, but nobody waits for that: {one.message}"
-        asked = self.asked[key]
-        if isinstance(one.message, messages.Reply):
-            assert isinstance(event, events.AttemptEnded), f"{key} has a result out of nowhere"
-            assert event.attempt == asked.attempt, f"{key} is answered by a stale attempt"
-            assert one.message.body == answer_to(asked.body), f"{key} got what belongs to another"
-        elif one.message.error["code"] == "worker_died":
-            assert asked.deaths == asked.retries + 1, f"{key} gave up after {asked.deaths} deaths: {asked}"
-        self._close(key)
-
-    def _close(self, key: Key) -> None:
-        asked = self.asked.pop(key)
-        if key in self.queues[asked.model]:
-            self.queues[asked.model].remove(key)
-
-    def _lost_zygote(self) -> None:
-        self.zygote.clear()
-        self.thawing = 0
-
-    def _sent(self, one: instructions.ToChild) -> None:
-        if isinstance(one.message, messages.Thaw):
-            given = self.thawed.setdefault(one.child, set())
-            assert one.message.weight_set not in given, "a weight set is handed over twice"
-            given.add(one.message.weight_set)
-        elif isinstance(one.message, messages.Run):
-            self._handed(one.child, one.message)
-        elif isinstance(one.message, messages.Leave) and not self.core.stopping:
-            workers = self.core.fleet.workers
-            up = [worker for worker in workers if worker.life.state in ("idle", "busy")]
-            assert len(up) >= workers.wanted, f"worker {one.child} goes before its successor is there"
-
-    def _handed(self, child: int, run: messages.Run) -> None:
-        version = self.core.library.holdings.sets[run.weight_set]
-        assert self.core.fleet.workers.get(child).generation >= version.generation, f"{child} lacks its modules"
-        assert run.weight_set in self.thawed.get(child, set()), f"worker {child} does not have {run.weight_set}"
-        model = self.core.library.holdings.sets[run.weight_set].load.name
-        key = self.queues[model].popleft()
-        asked = self.asked[key]
-        assert run.body == asked.body, f"{key} is the oldest of {model}, but {run.body!r} was handed out"
-        assert asked.attempt == 0, f"{key} is handed out twice"
-        asked.attempt = run.attempt
-        self._seated(child, run)
-        self.held.setdefault(child, {})[run.attempt] = Given(key, run.weight_set, run.seat, run.slot)
-
-    def _seated(self, child: int, run: messages.Run) -> None:
-        """A worker keeps its seat as long as it has work; no two have the same, or a slot that one has died in."""
-        others = [given for other, held in self.held.items() if other != child for given in held.values()]
-        mine = self.held.get(child, {}).values()
-        assert run.seat not in {given.seat for given in others}, f"two workers sit on {run.seat}"
-        assert {given.seat for given in mine} <= {run.seat}, f"worker {child} moves while it has work"
-        if run.slot:
-            assert run.slot not in {given.slot for given in others}, f"two workers run in slot {run.slot}"
-            assert run.slot not in self.lost_slots, f"somebody died in slot {run.slot}"
 
 
 class CheckedCore:
@@ -259,15 +59,19 @@ class CheckedCore:
 def check_requests(core: Core, books: Books) -> None:
     """Counters and queues agree with the books."""
     assert core.requests.unanswered == len(books.asked)
+    in_sessions = [one for queue in core.dispatch.sessions._queues.values() for one in queue]
     open_by_model: dict[str, int] = {}
     for asked in books.asked.values():
-        open_by_model[asked.model] = open_by_model.get(asked.model, 0) + 1
+        open_by_model[asked.submit.model] = open_by_model.get(asked.submit.model, 0) + 1
     assert open_by_model.keys() <= core.library.models.keys(), "a model was forgotten before its requests"
     for name, model in core.library.models.items():
         assert model.unanswered == open_by_model.get(name, 0)
-        queue = [(request.client, request.submit.request) for request in model.queue]
-        assert queue == list(books.queues.get(name, ())), f"the queue of {name} is {queue}"
-        assert all(request.is_queued for request in model.queue)
+        waiting = [*model.queue, *(one for one in in_sessions if one.submit.model == name)]
+        keys = {(request.client, request.submit.request) for request in waiting}
+        assert len(keys) == len(waiting)
+        assert keys == set(books.queues.get(name, ())), f"the queue of {name} is {keys}"
+        assert all(request.is_queued for request in waiting)
+        assert model.queue.calls == sum(request.calls for request in model.queue)
     for client, book in core.requests._clients.items():
         assert book.queued_bytes == sum(request.size_bytes for request in book.requests.values())
         assert {(client, number) for number in book.requests} <= books.asked.keys()
@@ -281,7 +85,7 @@ def check_workers(core: Core, books: Books) -> None:
     workers, sets = core.fleet.workers, core.library.holdings.sets
     held = {worker.child: list(worker.outstanding) for worker in workers if worker.outstanding}
     assert held == {child: list(given) for child, given in books.held.items() if given}
-    assert workers.busy == len(held) <= workers.slots
+    assert workers.busy == len(held) <= core.workspace.seats
     assert len(workers) <= 2 * workers.wanted
     assert sorted(core.attempts._running) == sorted(attempt for given in books.held.values() for attempt in given)
     running = [one.weight_set for given in books.held.values() for one in given.values()]
@@ -307,18 +111,24 @@ def check_workers(core: Core, books: Books) -> None:
 
 
 def check_assignment(core: Core) -> None:
-    """Nothing waits that could run."""
+    """Nothing waits that could run, but for batches that are not full yet, which an idle worker takes at once."""
     if core.workspace.is_making:
         return
-    workers = core.fleet.workers
+    workers, sessions = core.fleet.workers, core.dispatch.sessions
     for model in core.library.models.values():
+        assert (model in core.schedule) == model.is_runnable, f"{model} has work, but gets no turn, or has none"
+        assert not (model in core.schedule._ready and model in core.schedule._filling)
         if model.is_runnable:
             able = [one for one in workers if one.generation >= model.current.generation]
-            is_free = workers.busy < workers.slots and any(one.life.state == "idle" for one in able)
-            assert not is_free, f"{model} waits although a worker is idle"
+            assert not (workers.has_idle and any(one.life.state == "idle" for one in able)), f"{model} waits"
             has_room = [worker for worker in able if worker.has_room]
-            assert not has_room, f"{model} waits although {has_room} may be handed more"
-            assert model in core.attempts._runnable, f"{model} has work, but gets no turn"
+            assert model in core.schedule._filling or not has_room, f"{model} waits although {has_room}"
+    for child, queue in sessions._queues.items():
+        worker = workers.get(child)
+        assert worker is not None, f"{list(queue)} wait for a worker that is gone"
+        assert not (queue.calls and worker.life.state == "idle" and workers.has_idle), f"{list(queue)} wait"
+    for model, child in sessions._workers.items():
+        assert model in sessions._keys[child]
 
 
 def check_models(core: Core) -> None:

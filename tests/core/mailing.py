@@ -14,7 +14,7 @@ from onecopy.pool.core.mailboxes import Budget
 from onecopy.protocol import messages
 
 if TYPE_CHECKING:
-    from core.invariants import Books
+    from core.books import Books
     from core.world import World
 
 BUDGET = Budget(client_bytes=16 * 4096, total_bytes=24 * 4096)
@@ -60,13 +60,16 @@ class Lent:
             assert not self._is_held(key), f"{key} is the client's again, and a worker has an attempt of it"
 
     def _is_held(self, key: Key) -> bool:
-        return any(given.key == key for held in self._books.held.values() for given in held.values())
+        return any(key in given.keys for held in self._books.held.values() for given in held.values())
 
 
 def check_mailboxes(core: Core) -> None:
     """Budgets hold, and every mailbox is there for somebody."""
     mailboxes = core.mailboxes
-    requests = {*core.requests.everyone(), *(running.request for running in core.attempts._running.values())}
+    requests = {
+        *core.requests.everyone(),
+        *(one for running in core.attempts._running.values() for one in running.requests),
+    }
     children = {worker.child for worker in core.fleet.workers}
     sizes: dict[object, int] = {}
     for number, mailbox in mailboxes._by_number.items():
@@ -138,7 +141,8 @@ class Mailing:
 
     def touched(self, order: messages.Run, mapped: set[int]) -> None:
         """A worker reads or writes the places of a run."""
-        for mailbox, offset, _ in order.places:
-            assert mailbox in mapped, "it uses a mailbox that it does not have"
-            assert mailbox in self._world.regions, "it uses a mailbox that was freed"
-            assert (order.body, mailbox, offset) in self.lent.values(), "it touches what is the client's again"
+        for body, places, *_ in order.parts:
+            for mailbox, offset, _ in places:
+                assert mailbox in mapped, "it uses a mailbox that it does not have"
+                assert mailbox in self._world.regions, "it uses a mailbox that was freed"
+                assert (body, mailbox, offset) in self.lent.values(), "it touches what is the client's again"

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from core.invariants import answer_to
+from core.books import answer_to, item_of
 from onecopy.pool.core import events
 from onecopy.protocol import messages
 
@@ -39,6 +39,7 @@ class RunPlan:
     raises: bool = False
     peak_bytes: int = 0
     escapes: bool = False
+    items: int = 3  # if a stream is asked for; each takes so long
 
 
 @dataclass
@@ -327,12 +328,15 @@ class SimulatedWorker(SimulatedThawer):
         super().__init__(world, number)
         self.slots: set[int] = set()
         self.mailboxes: set[int] = set()
+        self.credit: dict[int, int] = {}
+        self.interrupted: set[int] = set()
+        self.paused: object = None
 
     def handle(self, message: object, regions: tuple[object, ...]) -> None:
         if isinstance(message, messages.Thaw):
             self.thaw(message, regions)
         elif isinstance(message, messages.Run):
-            plan = self.world.run_plans[message.body]
+            plan = self._plan_of(message)
             self.begun = message.attempt
             model, regions = self.mapped[message.weight_set]
             assert self.world.are_open(regions), "it runs on freed regions"
@@ -340,7 +344,11 @@ class SimulatedWorker(SimulatedThawer):
                 assert message.slot in self.slots, "it runs in a slot that it does not have"
                 assert 0 < message.limit_bytes <= self.world.regions[message.slot].size_bytes
             self.world.mailing.touched(message, self.mailboxes)
-            self.later(plan.seconds, lambda: self._ran(message, model, plan))
+            self.credit[message.attempt] = self.credit.get(message.attempt, 0) + message.credit
+            if message.credit:
+                self.later(plan.seconds, lambda: self._yield(message, model, plan, 1))
+            else:
+                self.later(plan.seconds, lambda: self._ran(message, model, plan))
         elif isinstance(message, messages.MapSlot):
             assert message.slot not in self.slots, "a slot is handed over twice"
             assert regions == (message.slot,)
@@ -375,9 +383,59 @@ class SimulatedWorker(SimulatedThawer):
             footprint_bytes = plan.peak_bytes - spilled_bytes
             used = messages.Used(order.weight_set, "x", footprint_bytes, spilled_bytes, 64 * plan.escapes)
             self.world.feed(events.SlotUsed(self.number, used))
-        error = {"code": "model_error", "message": "it raised", "details": {}} if plan.raises else None
-        body = b"" if plan.raises else answer_to(order.body)
+        error = {"code": "model_error", "message": "it raised", "details": {}}
+        if order.attempt in self.interrupted:
+            answers = [error for _ in order.parts]
+        else:
+            plans = [self.world.run_plans[part[0]] for part in order.parts]
+            answers = [
+                error if one.raises else [answer_to(part[0]), [], [], 0]
+                for one, part in zip(plans, order.parts, strict=True)
+            ]
         # The answer is sent before the note of what has begun is cleared: a death in between may blame
         # an attempt that is answered already, so the events come in this order.
-        self.world.feed(events.AttemptEnded(self.number, order.attempt, plan.seconds, body, [], [], error))
-        self.begun = 0
+        self.world.feed(events.AttemptEnded(self.number, order.attempt, plan.seconds, answers, []))
+        if self.begun == order.attempt:  # else the next one has come meanwhile
+            self.begun = 0
+
+    def _plan_of(self, order: messages.Run) -> RunPlan:
+        """How a batch goes: as the first of those that kill goes, else as the one that takes longest."""
+        plans = [self.world.run_plans[part[0]] for part in order.parts]
+        return next((one for one in plans if one.kills), max(plans, key=lambda one: one.seconds))
+
+    # --- streams --------------------------------------------------------------------------------------------
+
+    def send(self, message: object, regions: tuple[object, ...]) -> None:
+        if isinstance(message, messages.ContinueRun):
+            self.credit[message.attempt] = self.credit.get(message.attempt, 0) + message.items
+            if self.is_alive and message.attempt == self.begun:
+                self._resume()
+        else:
+            super().send(message, regions)
+
+    def interrupt(self, attempt: int, *, kill: bool) -> None:
+        self.interrupted.add(attempt)  # it is told by a message too, which it reads when it waits for a reader
+        if not self.is_alive or attempt != self.begun:
+            return
+        if kill:
+            self.die("SIGKILL", told_in_s=EXIT_S)
+        self._resume()
+
+    def _yield(self, order: messages.Run, model: str, plan: RunPlan, number: int) -> None:
+        if order.attempt in self.interrupted or number > plan.items:
+            self._ran(order, model, plan)
+        elif not self.credit[order.attempt]:
+            self.is_busy = True
+            self.paused = lambda: self._yield(order, model, plan, number)
+        else:
+            self.credit[order.attempt] -= 1
+            body = item_of(order.parts[0][0], number)
+            self.is_busy = True  # whatever comes of the item, this goes on first
+            self.world.feed(events.ItemYielded(self.number, order.attempt, body, []))
+            if self.is_alive:
+                self.later(plan.seconds, lambda: self._yield(order, model, plan, number + 1))
+
+    def _resume(self) -> None:
+        if self.paused is not None:
+            call, self.paused = self.paused, None
+            self.later(0.0, call)

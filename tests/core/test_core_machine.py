@@ -5,11 +5,12 @@ import signal
 import hypothesis.strategies as st
 from core.mailing import BUDGET
 from core.simulated import Habits, LoadPlan, RunPlan
+from core.told import submit_of
 from core.world import World
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from onecopy.pool.core import events
-from onecopy.protocol.messages import Submit
+from onecopy.pool.core.requests import MOST_CREDIT
 
 CLIENTS = st.sampled_from(["ann", "bob"])
 MODELS = st.sampled_from(["m1", "m2", "m3"])
@@ -23,7 +24,25 @@ RUNS = st.builds(
     raises=st.sampled_from([False, False, True]),
     peak_bytes=st.sampled_from([0, 1 << 20, 100 << 20, 1 << 30]),
     escapes=st.sampled_from([False, False, True]),
+    items=st.integers(0, 5),
 )
+#: What requests may ask for besides: most of them nothing.
+WISHES = st.one_of(
+    st.just({}),
+    st.just({}),
+    st.fixed_dictionaries({"priority": st.sampled_from([-100, -1, 0, 1, 100])}),
+    st.fixed_dictionaries({"session": st.sampled_from(["s", "t"])}),
+    st.fixed_dictionaries({"calls": st.integers(1, 6)}),
+    st.fixed_dictionaries({"method": st.just("other")}),
+    st.fixed_dictionaries({"credit": st.integers(1, 3)}),
+)
+TERMS = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({
+        "max_batch": st.sampled_from([1, 2, 8]), "max_wait_ms": st.sampled_from([0, 5, 1000]),
+        "share": st.sampled_from([0.1, 1, 7.5]), "adaptive": st.booleans(), "max_queue": st.sampled_from([0, 30]),
+    }),
+)  # fmt: skip
 DIGESTS = st.sampled_from([b"", b"a" * 16, b"b" * 16])
 LOADS = st.builds(
     LoadPlan,
@@ -48,14 +67,14 @@ class PoolMachine(RuleBasedStateMachine):
     def start(self, workers, slots, zygote_fails, is_cold, first, is_frozen):
         modules = {"threads": "thread", "deadly": "dies", "broken": "raises"}
         habits = Habits(modules=modules, zygote_fails=zygote_fails)
-        self.world = World(workers, min(slots, workers), habits, mailboxes=BUDGET)
+        self.world = World(workers, min(slots, workers), habits, mailboxes=BUDGET, is_adaptive=True)
         self.submitted = []
         self.attached = []
         for client in ("ann", "bob"):
             self.world.join(client)
             self.world.mailing.want(client, 4096)
         self.world.load("m1", frozen=is_frozen, plan=first)
-        self.world.load("m2", eager=False)
+        self.world.load("m2", eager=False, max_batch=4, max_wait_ms=2)
         if not is_cold:
             self.world.pass_time(3.0)
 
@@ -63,23 +82,25 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(
         client=CLIENTS, model=MODELS, plan=RUNS, retries=st.integers(0, 2),
-        timeout_s=st.sampled_from([0.0, 0.0, 0.005, 0.1, 2.0]), has_arrays=st.booleans(),
+        timeout_s=st.sampled_from([0.0, 0.0, 0.005, 0.1, 2.0]), has_arrays=st.booleans(), wishes=WISHES,
     )  # fmt: skip
-    def submit(self, client, model, plan, retries, timeout_s, has_arrays):
+    def submit(self, client, model, plan, retries, timeout_s, has_arrays, wishes):
         number = self.world.submit(
-            model, client, timeout_s=timeout_s, retries=retries, plan=plan, has_arrays=has_arrays
-        )
+            model, client, timeout_s=timeout_s, retries=retries, plan=plan,
+            has_arrays=has_arrays and "credit" not in wishes, **wishes,
+        )  # fmt: skip
         self.submitted.append((client, number))
 
     @rule(
         model=MODELS, count=st.integers(2, 50), seconds=st.sampled_from([0.0001, 0.0, 0.01]),
-        has_arrays=st.booleans(),
+        has_arrays=st.booleans(), client=CLIENTS, wishes=WISHES,
     )  # fmt: skip
-    def submit_many(self, model, count, seconds, has_arrays):
+    def submit_many(self, model, count, seconds, has_arrays, client, wishes):
         for _ in range(count):
             plan = RunPlan(seconds)
-            number = self.world.submit(model, plan=plan, retries=1, has_arrays=has_arrays)
-            self.submitted.append(("ann", number))
+            arrays = has_arrays and "credit" not in wishes
+            number = self.world.submit(model, client, plan=plan, retries=1, has_arrays=arrays, **wishes)
+            self.submitted.append((client, number))
 
     @rule(client=CLIENTS, size_bytes=st.sampled_from([1, 4096, 4097, 8 * 4096, 17 * 4096, 0, -1]))
     def want_mailbox(self, client, size_bytes):
@@ -90,13 +111,17 @@ class PoolMachine(RuleBasedStateMachine):
         self.world.mailing.give_back(client)
 
     @precondition(lambda self: self.submitted)
-    @rule(place=PLACES, how=st.sampled_from(["cancel", "again"]))
-    def submit_or_cancel_again(self, place, how):
+    @rule(place=PLACES, how=st.sampled_from(["cancel", "kill", "again", "read", "read", "read too much"]))
+    def act_on_what_was_submitted(self, place, how):
         client, number = self.submitted[-1 - place % len(self.submitted)]
-        if how == "cancel":
-            self.world.feed(events.Cancelled(client, number))
+        if how in ("cancel", "kill"):
+            self.world.feed(events.Cancelled(client, number, kill=how == "kill"))
+        elif how == "read":
+            self.world.feed(events.Continued(client, number, 2))
+        elif how == "read too much":
+            self.world.feed(events.Continued(client, number, MOST_CREDIT))
         elif self.world.core.requests.find(client, number) is not None:
-            self.world.feed(events.Submitted(client, Submit(number, "m1", "", 0.0, 0, b"again", [], []), []))
+            self.world.feed(events.Submitted(client, submit_of(number, "m1", body=b"again"), []))
 
     @rule(
         client=CLIENTS, model=MODELS, gives_up=st.sampled_from(["cancel", "deadline", "death"]), dies=st.booleans()
@@ -129,10 +154,10 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(
         model=MODELS, plan=LOADS, eager=st.booleans(), warm=st.booleans(), frozen=st.booleans(),
-        workspace=st.sampled_from(["device", "device", "own", "private"]),
+        workspace=st.sampled_from(["device", "device", "own", "private"]), terms=TERMS,
     )  # fmt: skip
-    def load(self, model, plan, eager, warm, frozen, workspace):
-        self.world.load(model, eager=eager, warm=warm, frozen=frozen, workspace=workspace, plan=plan)
+    def load(self, model, plan, eager, warm, frozen, workspace, terms):
+        self.world.load(model, eager=eager, warm=warm, frozen=frozen, workspace=workspace, plan=plan, **terms)
 
     @rule(uses=st.sampled_from([set(), set(), {"slot"}, {"mailbox"}]))
     def run_out_of_memory(self, uses):
@@ -212,6 +237,8 @@ class PoolMachine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
+        for client, number in list(world.checked.books.asked):
+            world.feed(events.Continued(client, number, 10))  # or each stream is waited for a minute
         if not world.core.stopping:
             self._unload_everything()
         world.feed(events.StopAsked(drain=True))

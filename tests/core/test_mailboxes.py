@@ -5,7 +5,7 @@ import re
 import pytest
 from core.mailing import BUDGET
 from core.simulated import RunPlan
-from core.told import Told, codes
+from core.told import Told, codes, submit_of
 from core.world import World
 from onecopy.pool.core import events
 from onecopy.pool.core.instructions import FreeRegions, MakeRegion, Report, ToCaller, ToChild, ToClient
@@ -19,7 +19,6 @@ from onecopy.protocol.messages import (
     Released,
     Reply,
     Run,
-    Submit,
     UnmapMailbox,
 )
 
@@ -47,9 +46,8 @@ class Mailed(Told):
         return answer.message.mailbox
 
     def send(self, number: int, places=(), reply=(), *, client="ann", buffers=(), retries=0, timeout_s=0.0):
-        submit = Submit(
-            number, "m", "", timeout_s, retries, f"{client}/{number}".encode(), list(places), list(reply)
-        )
+        fields = {"places": list(places), "reply": list(reply), "retries": retries, "timeout_s": timeout_s}
+        submit = submit_of(number, client=client, **fields)
         return self.feed(events.Submitted(client, submit, list(buffers)))
 
 
@@ -156,7 +154,8 @@ def test_a_run_is_told_the_places_and_the_worker_gets_the_mailbox_once(core):
         -2:
     ]
     assert mapped == ToChild(1, MapMailbox(number, PAGE), [], (number,))
-    assert (run.message.places, run.message.reply, run.buffers) == (places, reply, [b"x" * 20])
+    assert run.message.parts == [[b"ann/1", places, reply, 0, 1]]
+    assert run.buffers == [b"x" * 20]
     core.ended(1, 1, 1)
     assert to_children(core.send(2, [[number, 0, 100]])) == []
 
@@ -205,7 +204,7 @@ def test_a_client_over_tcp_has_no_places(core):
 
 def test_whoever_is_refused_for_another_reason_gets_the_places_back_too(core):
     number = core.want()
-    submit = Submit(1, "nobody", "", 0.0, 0, b"", [], [number, 0, 64])
+    submit = submit_of(1, "nobody", reply=[number, 0, 64])
     assert told(core.feed(events.Submitted("ann", submit, []))) == [Failed, Released]
 
 
@@ -270,7 +269,7 @@ def test_a_death_ends_what_was_given_up_and_hands_on_what_was_not():
     out = core.forked(3)
     assert MapMailbox(number, PAGE) in to_children(out)
     [run] = [one.message for one in out if isinstance(one, ToChild) and isinstance(one.message, Run)]
-    assert run.places == [[number, 0, 64]]
+    assert run.parts[0][1] == [[number, 0, 64]]
 
 
 def test_a_client_that_dies_gives_all_back_as_soon_as_no_worker_uses_it(core):

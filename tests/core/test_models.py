@@ -2,13 +2,13 @@
 
 import pytest
 from core.simulated import LoadPlan, RunPlan
-from core.told import Told, build, codes, done, load_of, reply, run, thaw
+from core.told import Told, build, codes, done, load_of, reply, run, submit_of, thaw
 from core.world import World
 from onecopy.pool.core import events
 from onecopy.pool.core.fleet import MAX_LOADERS
-from onecopy.pool.core.instructions import ForkChild, FreeRegions, SignalChild, ToChild
+from onecopy.pool.core.instructions import ForkChild, FreeRegions, Interrupt, SignalChild, ToChild
 from onecopy.protocol.errors import LoadFailed
-from onecopy.protocol.messages import Forget, Leave, Submit
+from onecopy.protocol.messages import Forget, Leave
 
 FAILED = LoadFailed("it raised").to_record()
 
@@ -206,7 +206,7 @@ def test_a_request_of_a_client_that_left_does_not_keep_a_model_from_leaving():
     core = Told().start("m")
     core.submit(1)
     core.feed(events.ModelRemoved("c", "m"))
-    assert core.feed(events.ClientLeft("ann")) == [forget(1, 1)]
+    assert core.feed(events.ClientLeft("ann")) == [forget(1, 1), Interrupt(1, 1, kill=False)]
 
 
 def test_a_worker_in_which_something_holds_on_to_freed_weights_is_replaced():
@@ -249,7 +249,7 @@ def test_methods_come_from_the_request_or_else_from_the_model():
     core = Told().start()
     core.declare("m", method="encode")
     core.submit(1)
-    submit = Submit(2, "m", "decode", 0.0, 0, b"ann/2", [], [])
+    submit = submit_of(2, method="decode")
     core.feed(events.Submitted("ann", submit, []))
     core.ended(1, 1, 1)
     assert core.books.held[1].keys() == {2}

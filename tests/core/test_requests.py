@@ -1,10 +1,11 @@
 """Requests: accepted or refused, in time or late, wanted or not; whoever asks gets one answer."""
 
-from core.told import Told, codes, reply, run, thaw
+from core.told import Told, codes, reply, run, submit_of, thaw
 from onecopy.pool.core import events
 from onecopy.pool.core import requests as requests_module
+from onecopy.pool.core.instructions import Interrupt
 from onecopy.protocol.errors import ModelError
-from onecopy.protocol.messages import Failed, Submit
+from onecopy.protocol.messages import Failed
 
 
 def test_a_request_is_handed_to_a_worker_and_its_result_to_the_client():
@@ -119,7 +120,7 @@ def test_the_results_for_a_client_that_left_are_dropped_and_its_queue_is_forgott
     core = Told().start("m")
     core.submit(1)
     core.submit(2)
-    assert core.feed(events.ClientLeft("ann")) == []
+    assert core.feed(events.ClientLeft("ann")) == [Interrupt(1, 1, kill=False)]
     assert core.ended(1, 1, 1) == []
     core.feed(events.ClientJoined("ann"))
     assert core.submit(1) == [run(1, 2, 1)]
@@ -151,7 +152,7 @@ def test_a_client_may_have_so_many_bytes_waiting_but_always_one_request(monkeypa
     core = Told().start("m")
 
     def submit(number, size_bytes):
-        submit = Submit(number, "m", "", 0.0, 0, f"ann/{number}".encode(), [], [])
+        submit = submit_of(number)
         return codes(core.feed(events.Submitted("ann", submit, [bytes(size_bytes)])))
 
     assert submit(1, 5000) == {}

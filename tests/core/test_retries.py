@@ -1,6 +1,6 @@
 """Deaths of workers: who is blamed, who is tried again, and in which order."""
 
-from core.invariants import body_of
+from core.books import body_of
 from core.told import Told, codes, reply, run, thaw
 from onecopy.pool.core.instructions import ForkChild, ToClient
 from onecopy.protocol.messages import Run
@@ -17,7 +17,7 @@ def fast(workers=1):
 
 
 def requests_handed_out(out):
-    return [one.message.body for one in out if isinstance(getattr(one, "message", None), Run)]
+    return [part[0] for one in out if isinstance(getattr(one, "message", None), Run) for part in one.message.parts]
 
 
 def test_a_request_that_killed_its_worker_fails_with_the_cause():

@@ -1,6 +1,7 @@
 """A core that tests tell what happened, event by event, and what they compare its answers with."""
 
-from core.invariants import CheckedCore, answer_to, body_of
+from core.books import answer_to, body_of
+from core.invariants import CheckedCore
 from onecopy.pool.core import events
 from onecopy.pool.core.instructions import ForkChild, Instruction, ToCaller, ToChild, ToClient
 from onecopy.protocol.errors import PoolError
@@ -49,22 +50,27 @@ class Told(CheckedCore):
         return numbers
 
     def submit(
-        self, number: int, model: str = "m", *, timeout_s: float = 0.0, retries: int = 0, client: str = "ann"
-    ):
-        submit = Submit(number, model, "", timeout_s, retries, body_of(client, number), [], [])
+        self, number: int, model: str = "m", *, timeout_s: float = 0.0, retries: int = 0, client: str = "ann",
+        **more: object,
+    ):  # fmt: skip
+        submit = submit_of(number, model, client, timeout_s=timeout_s, retries=retries, **more)
         return self.feed(events.Submitted(client, submit, []))
 
     def ended(
         self, child: int, attempt: int, number: int, *, seconds: float = 1.0, error: PoolError | None = None
     ):
-        body = b"" if error else answer_to(body_of("ann", number))
-        record = error.to_record() if error else None
-        return self.feed(events.AttemptEnded(child, attempt, seconds, body, [], [], record))
+        answer = error.to_record() if error else [answer_to(body_of("ann", number)), [], [], 0]
+        return self.feed(events.AttemptEnded(child, attempt, seconds, [answer], []))
 
     def wake(self, after_s: float) -> list[Instruction]:
         """Let time pass, and the core be woken a little later than it asked for."""
         self.now += after_s
         return self.feed(events.TimePassed())
+
+
+def submit_of(number: int, model: str = "m", client: str = "ann", **fields: object) -> Submit:
+    plain = Submit(number, model, "", 0.0, 0, 0, "", 0, 0, body_of(client, number), [], [])
+    return plain._replace(**fields)
 
 
 def load_of(
@@ -76,8 +82,8 @@ def load_of(
 def run(
     child: int, attempt: int, number: int, weight_set: int = 1, client: str = "ann", *, seat: int = 0
 ) -> ToChild:
-    body = body_of(client, number)
-    return ToChild(child, Run(attempt, weight_set, "__call__", body, [], [], seat, 0, 0), [], ())
+    parts = [[body_of(client, number), [], [], 0, 0]]
+    return ToChild(child, Run(attempt, weight_set, "__call__", parts, 0, seat, 0, 0), [], ())
 
 
 def thaw(child: int, weight_set: int = 1, name: str = "m", *, eager: bool = False, **options: object) -> ToChild:
@@ -90,8 +96,8 @@ def build(child: int, name: str = "m", **options: object) -> list[Instruction]:
     return [ForkChild(child, "loader"), ToChild(child, order, [], ())]
 
 
-def reply(number: int) -> ToClient:
-    return ToClient("ann", Reply(number, answer_to(body_of("ann", number)), []), [])
+def reply(number: int, seconds: float = 1.0) -> ToClient:
+    return ToClient("ann", Reply(number, seconds, answer_to(body_of("ann", number)), [], []), [])
 
 
 def done(caller: object, note: str) -> ToCaller:

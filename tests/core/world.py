@@ -12,7 +12,8 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from core.invariants import CheckedCore, body_of
+from core.books import body_of
+from core.invariants import CheckedCore
 from core.mailing import Mailing
 from core.simulated import (
     Child,
@@ -67,6 +68,7 @@ class World:
         self.run_plans: dict[bytes, RunPlan] = {}
         self.load_plans: dict[bytes, LoadPlan] = {}
         self.inboxes: dict[str, dict[int, object]] = {}
+        self.items: dict[tuple[str, int], list[bytes]] = {}
         self.answers: dict[str, object] = {}
         self.attached: dict[str, tuple[int, ...]] = {}
         self.reports: list[str] = []
@@ -85,6 +87,7 @@ class World:
             instructions.ToCaller: self._to_caller,
             instructions.ForkChild: self._fork,
             instructions.SignalChild: self._signal,
+            instructions.Interrupt: self._interrupt,
             instructions.GrantRegions: self._grant,
             instructions.FreeRegions: lambda one: self._free(one.regions),
             instructions.MakeRegion: self._make,
@@ -163,12 +166,14 @@ class World:
         retries: int = 0,
         plan: RunPlan | None = None,
         has_arrays: bool = False,
+        **fields: object,
     ) -> int:
         number = next(self._serial)
         body = body_of(client, number)
         self.run_plans[body] = plan or RunPlan()
         places, reply = self.mailing.lend(client, number, body) if has_arrays else ([], [])
-        submit = messages.Submit(number, model, "", timeout_s, retries, body, places, reply)
+        submit = messages.Submit(number, model, "", timeout_s, retries, 0, "", 0, 0, body, places, reply)
+        submit = submit._replace(**fields)
         self.feed(events.Submitted(client, submit, []))
         return number
 
@@ -181,6 +186,7 @@ class World:
         frozen: bool = False,
         workspace: str = "device",
         plan: LoadPlan | None = None,
+        **more: object,
     ) -> str:
         """Declare a model; return the caller, whose answer will be in `answers`."""
         plan, caller = plan or LoadPlan(), f"caller {next(self._serial)}"
@@ -194,7 +200,7 @@ class World:
                 numbers.append(number)
                 if state == "fill":
                     self.filled(caller, number)
-        options = {"warm": warm, "workspace": workspace}
+        options = {"warm": warm, "workspace": workspace, **more}
         load = messages.LoadModel(name, source, options, [], key, modules, ["/app"], numbers, eager, [])
         self.feed(events.ModelDeclared(caller, load))
         return caller
@@ -251,7 +257,9 @@ class World:
 
     def _to_client(self, one: instructions.ToClient) -> None:
         self.mailing.told(one.client, one.message)
-        if not isinstance(one.message, messages.Released):
+        if isinstance(one.message, messages.Item):
+            self.items.setdefault((one.client, one.message.request), []).append(one.message.body)
+        elif not isinstance(one.message, messages.Released):
             self.inboxes.setdefault(one.client, {})[one.message.request] = one.message
 
     @property
@@ -272,6 +280,10 @@ class World:
     def _signal(self, one: instructions.SignalChild) -> None:
         if one.child in self.children:
             self.children[one.child].signal(one.signal)
+
+    def _interrupt(self, one: instructions.Interrupt) -> None:
+        if one.child in self.children:
+            self.children[one.child].interrupt(one.attempt, kill=one.kill)
 
     def _grant(self, one: instructions.GrantRegions) -> None:
         loader = self.children.get(one.filler) if type(one.filler) is int else None

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[2] / "scripts" / "examples"
 MB = 1e6
 
@@ -65,3 +67,26 @@ def test_attached_processes_have_hooks_and_caches_and_no_weights_of_their_own():
     assert facts["pool_equal_to_plain"]
     assert facts["attached_equal_to_plain"] == [True, True]
     assert facts["a_silent_head_changes_the_logits"]
+
+
+def test_tokens_come_as_they_are_made_and_stop_when_nobody_reads():
+    _, facts = run("streamed_tokens")
+    assert facts["equal_to_all_at_once"]
+    assert 0 < facts["first_token_after_s"] < facts["last_token_after_s"]
+    assert 5 <= facts["tokens_made_for_a_reader_of_5"] < facts["tokens_asked_for"] / 2
+
+
+def test_a_model_and_its_draft_share_what_they_can():
+    rows, facts = run("assisted_generation")
+    assert facts["assisted_writes_the_same"]
+    assert facts["assisted_shares_with"] == ["large"]
+    grew_bytes = rows["'assisted' used"]["weights_bytes"] - rows["'large' used"]["weights_bytes"]
+    assert facts["draft_without_embedding_bytes"] <= grew_bytes < facts["draft_without_embedding_bytes"] + MB
+    assert facts["large_bytes"] < facts["assisted_bytes"] < facts["large_bytes"] + grew_bytes + MB
+
+
+def test_joblib_uses_every_worker():
+    pytest.importorskip("joblib")
+    _, facts = run("joblib_threads")
+    assert facts["workers_that_ran"] == 2
+    assert facts["equal_to_plain"]

@@ -22,8 +22,10 @@ import torch
 import zmq
 from leftovers import wait_until
 from onecopy.pool import ConfigError, DeadlineExceeded, Model, Pool, SupervisorLost, mailbox
-from onecopy.pool.config import Settings, read_size
+from onecopy.pool.checks import read_size
+from onecopy.pool.futures import PoolFuture
 from onecopy.pool.mailbox import FIRST_BYTES
+from onecopy.pool.settings import Settings
 from onecopy.protocol.messages import Submit
 from onecopy.protocol.tensors import TORCH_NAMES
 from onecopy.protocol.values import encode
@@ -443,8 +445,9 @@ class RawClient:
         data, fds, _, _ = socket.recv_fds(self.control, 65536, 1)
         return msgpack.unpackb(data[8:]), fds
 
-    def submit(self, *fields, frames=()):
-        self.requests.send_multipart([msgpack.packb([1, 4, *fields]), *frames])
+    def submit(self, request, model, method, body, places, reply):
+        fields = [request, model, method, 0.0, 1, 0, "", 0, 0, body, places, reply]
+        self.requests.send(msgpack.packb([1, 4, *fields]))
 
     def receive(self):
         assert self.requests.poll(20_000)
@@ -469,13 +472,13 @@ def test_a_client_in_another_language_uses_a_mailbox(raw):
     assert (number, size_bytes) == (51, 102_400)
     os.pwrite(fd, b"\1" * 20_000, 64)
     body, _ = encode([[torch.ones(20_000, dtype=torch.uint8)], {}])
-    raw.submit(1, "arrays", "", 0.0, 1, body, [[mailbox, 64, 20_000]], [mailbox, 51_200, 51_200])
+    raw.submit(1, "arrays", "", body, [[mailbox, 64, 20_000]], [mailbox, 51_200, 51_200])
     assert raw.receive()[:3] == [1, 7, 1]
     assert os.pread(fd, 20_000, 51_200) == b"\1" * 20_000
     raw.tell(52, mailbox)
     raw.tell(50, 4096)  # once that is answered, what was said there before is done
     os.close(raw.answer()[1][0])
-    raw.submit(2, "arrays", "", 0.0, 1, body, [[mailbox, 64, 20_000]], [])
+    raw.submit(2, "arrays", "", body, [[mailbox, 64, 20_000]], [])
     _, number, _, error = raw.receive()
     assert (number, error["code"]) == (8, "invalid_request")
     assert raw.receive() == [1, 12, 2]
@@ -498,11 +501,11 @@ def test_places_that_are_forged_are_refused_and_harm_nobody(pool, raw):
         [mine, 0, -1], [mine, (1 << 64) - 64, 128], [mine + 1000, 0, 64], [mine, 0], ["x", 0, 1], [None] * 3, 5,
     ]  # fmt: skip
     for number, place in enumerate(forged, 1):
-        raw.submit(number, "arrays", "", 0.0, 1, body, [place], [])
+        raw.submit(number, "arrays", "", body, [place], [])
         _, kind, request, error = raw.receive()
         assert (kind, request, error["code"]) == (8, number, "invalid_request"), place
         assert raw.receive() == [1, 12, number]
-    raw.submit(99, "arrays", "make", 0.0, 1, msgpack.packb([[LARGE, 0.0], {}]), [], [theirs, 0, 4 * LARGE])
+    raw.submit(99, "arrays", "make", msgpack.packb([[LARGE, 0.0], {}]), [], [theirs, 0, 4 * LARGE])
     assert raw.receive()[3]["code"] == "invalid_request"
     assert raw.receive() == [1, 12, 99]
     assert kept.equal(x)
@@ -513,7 +516,7 @@ def test_too_few_places_for_what_the_body_names_are_refused_by_the_worker(raw):
     (_, _, mine, _), [fd] = raw.answer()
     os.close(fd)
     body, _ = encode([[torch.ones(LARGE), torch.ones(LARGE)], {}])
-    raw.submit(1, "arrays", "", 0.0, 1, body, [[mine, 0, 4096]], [])
+    raw.submit(1, "arrays", "", body, [[mine, 0, 4096]], [])
     _, number, _, error = raw.receive()
     assert (number, error["code"]) == (8, "invalid_request")
     assert raw.receive() == [1, 12, 1]
@@ -527,9 +530,11 @@ def test_a_client_over_tcp_travels_inline_and_has_no_places(tmp_path):
             x = torch.randn(LARGE)
             assert all(pool.run("arrays", x).equal(x) for _ in range(3))
             assert pool.status().mailboxes.inline == 0
-            future = pool._connection._new_future(10**6, ("arrays", ""))
+            future = PoolFuture(pool._connection, ("arrays", ""))
             body, _ = encode([[x], {}])
-            pool._connection._send(Submit(10**6, "arrays", "", 0.0, 1, body, [[1, 0, 4 * LARGE]], []), ())
+            pool._connection._expected[10**6] = future
+            forged = Submit(10**6, "arrays", "", 0.0, 1, 0, "", 0, 0, body, [[1, 0, 4 * LARGE]], [])
+            pool._connection._send(forged, ())
             assert "mailbox 1 is not yours" in str(future.exception())
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from leftovers import wait_until
 from onecopy.pool import Model, Pool
-from onecopy.pool.config import Settings
+from onecopy.pool.settings import Settings
 from slot_models import MIB, Slotted, make_slotted
 
 

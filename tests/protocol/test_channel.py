@@ -16,7 +16,7 @@ from onecopy.protocol.channel import Channel
 from onecopy.protocol.errors import InvalidRequest
 from onecopy.protocol.frames import pack_header, stream_parts
 from onecopy.protocol.limits import MAX_FDS
-from onecopy.protocol.messages import Cancel, Done, MoreDescriptors, Ping, Pong
+from onecopy.protocol.messages import Done, MoreDescriptors, Ping, Pong, Released
 
 
 @contextmanager
@@ -72,14 +72,40 @@ def received(channel, count):
     return [channel.receive() for _ in range(count)]
 
 
+def test_what_may_be_sent_soon_goes_before_what_is_sent_after_it():
+    with channels() as (left, right), pipe_ends(1) as fds:
+        for number in range(3):
+            left.send_soon(Released(number))
+        left.send(Released(3), [b"buffer"], fds)
+        left.send_soon(Released(4))
+        left.flush()
+        arrived = received(right, 5)
+        assert [one.message for one in arrived] == [Released(number) for number in range(5)]
+        assert [len(one.fds) for one in arrived] == [0, 0, 0, 1, 0]
+        arrived[3].close_fds()
+
+
+def test_what_may_be_sent_soon_waits_for_its_turn_where_the_socket_is_full():
+    with channels(blocking=False, small=True) as (left, right):
+        left.send(Done("x" * 400_000))
+        assert left.has_unsent
+        for number in range(100):
+            left.send_soon(Released(number))
+        arrived = []
+        while len(arrived) < 101:
+            left.flush()
+            arrived += [one.message for one in right.arrived()]
+        assert arrived[1:] == [Released(number) for number in range(100)]
+
+
 # --- blocking ------------------------------------------------------------------------------------------------
 
 
 def test_a_message_arrives_with_its_buffers():
     with channels() as (left, right):
-        left.send(Cancel(1), [b"", bytearray(b"abc"), memoryview(b"d" * 1000)])
+        left.send(Released(1), [b"", bytearray(b"abc"), memoryview(b"d" * 1000)])
         message, buffers, fds = right.receive()
-    assert (message, buffers, fds) == (Cancel(1), [b"", b"abc", b"d" * 1000], [])
+    assert (message, buffers, fds) == (Released(1), [b"", b"abc", b"d" * 1000], [])
 
 
 def test_a_large_message_is_sent_while_the_other_side_reads():
@@ -104,11 +130,11 @@ def test_more_buffers_than_one_system_call_takes_arrive():
 
 def test_descriptors_come_with_the_message_that_they_were_sent_with():
     with channels() as (left, right), pipe_ends(6) as fds:
-        left.send(Cancel(1), fds=fds[:1])
-        left.send(Cancel(2), [b"x" * 100])
-        left.send(Cancel(3), fds=fds[1:4])
-        left.send(Cancel(4), [b"y"], fds=fds[4:])
-        left.send(Cancel(5))
+        left.send(Released(1), fds=fds[:1])
+        left.send(Released(2), [b"x" * 100])
+        left.send(Released(3), fds=fds[1:4])
+        left.send(Released(4), [b"y"], fds=fds[4:])
+        left.send(Released(5))
         deliveries = received(right, 5)
     assert [one.message.request for one in deliveries] == [1, 2, 3, 4, 5]
     assert [take_numbers(one.fds) for one in deliveries] == [[0], [], [1, 2, 3], [4, 5], []]
@@ -118,10 +144,10 @@ def test_descriptors_come_with_the_message_that_they_were_sent_with():
 def test_descriptors_travel_however_many_and_stay_those_of_their_message(count):
     with channels() as (left, right), pipe_ends(10) as few:
         fds = [few[index * 7 % 10] for index in range(count)]
-        left.send(Cancel(1), [b"x" * 100], fds)
-        left.send(Cancel(2), fds=few[:1])
+        left.send(Released(1), [b"x" * 100], fds)
+        left.send(Released(2), fds=few[:1])
         first, second = received(right, 2)
-        assert (first.message, first.buffers) == (Cancel(1), [b"x" * 100])
+        assert (first.message, first.buffers) == (Released(1), [b"x" * 100])
         assert nodes_of(first.fds) == nodes_of(fds)
         assert nodes_of(second.fds) == nodes_of(few[:1])
         assert not any(os.get_inheritable(fd) for fd in first.fds)
@@ -145,7 +171,7 @@ def test_the_end_of_the_stream_is_told():
 @pytest.mark.parametrize("cut", [1, 7, 8, 20, 90_000])
 def test_an_end_in_the_middle_of_a_message_is_an_end_and_leaks_nothing(cut):
     with channels() as (left, right), pipe_ends(2) as fds:
-        stream = b"".join(map(bytes, stream_parts(Cancel(1), [b"small", b"z" * 100_000], 2)))
+        stream = b"".join(map(bytes, stream_parts(Released(1), [b"small", b"z" * 100_000], 2)))
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         left.socket.sendmsg([stream[:cut]], rights)
         left.close()
@@ -161,7 +187,7 @@ def test_an_end_in_the_middle_of_a_message_is_an_end_and_leaks_nothing(cut):
 
 def test_what_does_not_fit_is_kept_in_order_and_flushed():
     with channels(blocking=False, small=True) as (left, right):
-        sent = [(Cancel(index), [bytes([index]) * 3000]) for index in range(50)]
+        sent = [(Released(index), [bytes([index]) * 3000]) for index in range(50)]
         for message, buffers in sent:
             left.send(message, buffers)
         assert left.has_unsent
@@ -181,11 +207,11 @@ def test_what_does_not_fit_is_kept_in_order_and_flushed():
 def test_what_arrives_is_read_once_unless_all_of_it_is_wanted():
     with channels(blocking=False) as (left, right), pipe_ends(3) as fds:
         for index, fd in enumerate(fds):  # the kernel gives the descriptors of one message at a time
-            left.send(Cancel(index), fds=[fd])
+            left.send(Released(index), fds=[fd])
         [first] = right.arrived()
-        assert (first.message, take_numbers(first.fds)) == (Cancel(0), [0])
+        assert (first.message, take_numbers(first.fds)) == (Released(0), [0])
         rest = list(right.arrived(until_empty=True))
-        assert [(one.message, take_numbers(one.fds)) for one in rest] == [(Cancel(1), [1]), (Cancel(2), [2])]
+        assert [(one.message, take_numbers(one.fds)) for one in rest] == [(Released(1), [1]), (Released(2), [2])]
 
 
 def test_the_end_behind_the_last_message_is_found_at_once_when_all_is_wanted():
@@ -212,7 +238,7 @@ def test_descriptors_keep_their_order_when_writes_are_partial(plan, at_once):
         patched.setattr(channel_module, "MAX_FDS", at_once)  # with fewer, most messages need several
         arrived, next_fd = [], 0
         for index, (count, size, is_read_now) in enumerate(plan):
-            left.send(Cancel(index), [b"b" * size], fds[next_fd : next_fd + count])
+            left.send(Released(index), [b"b" * size], fds[next_fd : next_fd + count])
             next_fd += count
             if is_read_now:
                 arrived += right.arrived()
@@ -378,7 +404,7 @@ def test_another_protocol_is_refused_at_its_first_bytes(stream):
 
 def test_what_came_before_the_broken_part_is_still_delivered():
     with channels(blocking=False) as (left, right):
-        left.send(Cancel(1))
+        left.send(Released(1))
         raw(left.socket, b"nonsense")
         stream = right.arrived()
         assert next(stream, None) is not None

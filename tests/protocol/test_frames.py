@@ -1,5 +1,6 @@
 """Frames: the same messages however the bytes are cut, large buffers in place, and lies refused cheaply."""
 
+import contextlib
 import resource
 import struct
 from pathlib import Path
@@ -10,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onecopy.protocol import frames
 from onecopy.protocol.errors import InvalidRequest
-from onecopy.protocol.frames import StreamDecoder, check_buffers, pack_header, stream_parts, unpack_header
+from onecopy.protocol.frames import (
+    StreamDecoder,
+    check_buffers,
+    pack_header,
+    stream_parts,
+    unpack_header,
+    unpack_headers,
+)
 from onecopy.protocol.limits import (
     MAX_BODY_BYTES,
     MAX_BUFFER_BYTES,
@@ -19,15 +27,16 @@ from onecopy.protocol.limits import (
     MAX_HEADER_BYTES,
     WIRE_VERSION,
 )
-from onecopy.protocol.messages import Admit, Cancel, Done, Ping, Pong, Reply, RunFailed, Submit
+from onecopy.protocol.messages import Admit, Cancel, Done, Item, Ping, Pong, Ran, Reply, Submit
 
 MESSAGES = st.sampled_from(
     [
         Ping(),
-        Cancel(12),
+        Cancel(12, True),
+        Item(12, b"body"),
         Done("x" * 300),
-        Submit(1, "m", "", 0.5, 1, b"body" * 500, [], []),
-        RunFailed(3, 0.1, {"code": "model_error", "message": "no", "details": {}}),
+        Submit(1, "m", "", 0.5, 1, -5, "user 7", 3, 0, b"body" * 500, [], []),
+        Ran(3, 0.1, [[b"body", [], [], 2], {"code": "model_error", "message": "no", "details": {}}]),
     ]
 )
 BUFFERS = st.lists(st.sampled_from([b"", b"a", b"small" * 100, b"large" * 10_000, bytes(70_000)]), max_size=3)
@@ -74,7 +83,7 @@ def test_a_stream_that_ends_early_is_known_to_be_cut(sent, data):
 
 
 def test_one_byte_at_a_time_is_enough():
-    sent = [(Cancel(1), [b"", b"abc"], 2), (Ping(), [], 0)]
+    sent = [(Cancel(1, False), [b"", b"abc"], 2), (Ping(), [], 0)]
     assert feed(StreamDecoder(read_bytes=1), stream_of(sent), [1]) == sent
 
 
@@ -198,11 +207,43 @@ def test_no_sender_makes_what_no_receiver_takes():
     with pytest.raises(InvalidRequest, match="4097 buffers; at most 4096"):
         stream_parts(Admit(), [b""] * (MAX_BUFFERS + 1))
     with pytest.raises(InvalidRequest, match=r"67,10.,... header bytes: at most 253 and 67,108,864"):
-        stream_parts(Reply(1, bytes(MAX_HEADER_BYTES), []))
+        stream_parts(Reply(1, 0.0, bytes(MAX_HEADER_BYTES), [], []))
     with pytest.raises(InvalidRequest, match="17,179,869,185 bytes"):
         check_buffers([1, MAX_BUFFER_BYTES + 1])
 
 
 def test_the_largest_body_fits_into_a_header_with_the_longest_names():
-    submit = Submit((1 << 64) - 1, "m" * 256, "f" * 256, 1.5, 100, bytes(MAX_BODY_BYTES), [], [])
+    largest = (1 << 64) - 1
+    session = "\N{PERSON WITH BALL}" * 128
+    body = bytes(MAX_BODY_BYTES)
+    submit = Submit(largest, "m" * 256, "f" * 256, 1.5, 100, -100, session, largest, largest, body, [], [])
     assert len(pack_header(submit)) <= MAX_HEADER_BYTES
+
+
+# --- several headers in one frame ----------------------------------------------------------------------------
+
+
+@given(st.lists(MESSAGES, min_size=1, max_size=10))
+def test_headers_may_share_a_frame(sent):
+    assert unpack_headers(b"".join(map(pack_header, sent))) == sent
+
+
+@given(st.lists(MESSAGES, min_size=2, max_size=4), st.data())
+def test_a_frame_of_several_that_is_cut_is_refused(sent, data):
+    frame = b"".join(map(pack_header, sent))
+    borders = {sum(len(pack_header(one)) for one in sent[:count]) for count in range(len(sent) + 1)}
+    end = data.draw(st.integers(1, len(frame) - 1).filter(lambda one: one not in borders))
+    with pytest.raises(InvalidRequest):
+        unpack_headers(frame[:end])
+
+
+@pytest.mark.parametrize("second", [b"\xc1", b"x", msgpack.packb([9, 9]), msgpack.packb([WIRE_VERSION, 82])])
+def test_one_that_is_none_spoils_the_frame(second):
+    with pytest.raises(InvalidRequest):
+        unpack_headers(pack_header(Ping()) + second)
+
+
+@given(st.binary(max_size=50))
+def test_whatever_comes_as_headers_is_messages_or_refused(frame):
+    with contextlib.suppress(InvalidRequest):
+        assert unpack_headers(frame)

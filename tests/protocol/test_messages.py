@@ -93,12 +93,12 @@ def test_every_field_refuses_what_its_annotation_excludes(kind):
 
 
 def test_a_whole_number_of_seconds_is_a_number_of_seconds():
-    message = parse(NUMBERS[messages.Submit], [1, "m", "", 3, 0, b"", [], []])
+    message = parse(NUMBERS[messages.Submit], [1, "m", "", 3, 0, 0, "", 0, 0, b"", [], []])
     assert isinstance(message, messages.Submit)
     assert message.timeout_s == 3
 
 
-@pytest.mark.parametrize("number", [0, -1, 13, 10**9])
+@pytest.mark.parametrize("number", [0, -1, 15, 82, 10**9])
 def test_an_unknown_number_is_refused(number):
     with pytest.raises(InvalidRequest, match=f"unknown message number {number}"):
         parse(number, [])

@@ -11,7 +11,7 @@ import pytest
 import torch
 import weight_models
 from freezing import roundtrip
-from onecopy.pool.config import Model
+from onecopy.pool.model import Model
 from onecopy.pool.sources import load_by_factory, load_by_name
 from onecopy.protocol.errors import LoadFailed
 from onecopy.protocol.messages import BuildModel

@@ -1,0 +1,89 @@
+"""pool.toml: the settings and models of a supervisor that is started by its file.
+
+Relative paths are meant from the file's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from .checks import ConfigError, check_keys, check_name, read_size
+from .model import Model, full_path, full_source
+from .settings import Settings
+
+#: The keys that may be sizes as people write them.
+_SIZES: Final = ("slot", "mailbox", "mailbox_total")
+
+
+def read_toml(path: str) -> tuple[Settings, dict[str, Model]]:
+    """Read a pool.toml.
+
+    Raises:
+        ConfigError: the file cannot be read, or something in it cannot be; the message names file and key.
+    """
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    try:
+        return _from_document(document, os.path.dirname(os.path.abspath(path)))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}") from error
+
+
+def _from_document(document: dict[str, Any], folder: str) -> tuple[Settings, dict[str, Model]]:
+    tables = document.pop("models", {})
+    if not isinstance(tables, dict):
+        raise ConfigError("models must be a table: [models.NAME]")
+    for key in _SIZES:
+        if key in document:
+            document[f"{key}_bytes"] = read_size(key, document.pop(key))
+    check_keys("the top level", document, Settings, also=("models", *_SIZES))
+    if not isinstance(document.get("listen", []), list):
+        raise ConfigError("listen must be a list of endpoints")
+    types_ = {
+        "workers": int, "slots": int, "adaptive": bool, "threads": int, "pin": bool, "name": str, "listen": list,
+        "slot_bytes": int, "mailbox_bytes": int, "mailbox_total_bytes": int,
+    }  # fmt: skip
+    _check_types("", document, types_)
+    models: dict[str, Model] = {}
+    for name, table in cast("dict[str, Any]", tables).items():
+        models[check_name("model", name)] = _model_from_table(f"models.{name}", table, folder)
+    return Settings.from_wire(document), models
+
+
+def _model_from_table(where: str, table: Any, folder: str) -> Model:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where} must be a table with a source")
+    values = cast("dict[str, Any]", table)
+    check_keys(f"[{where}]", values, Model)
+    if "source" not in values:
+        raise ConfigError(f"[{where}] has no source, such as source = 'package.module:name'")
+    types_ = {
+        "source": str, "args": list, "kwargs": dict, "weights": str, "dtype": str, "task": str, "trusted": bool,
+        "prepare": str, "method": str, "residency": str, "sharing": str, "workspace": str,
+        "on_overflow": str, "max_batch": int, "max_wait_ms": float, "collate": str, "split": str, "share": float,
+        "max_queue": int, "adaptive": bool, "grad": bool, "warm": bool, "repoint": bool,
+    }  # fmt: skip
+    _check_types(f"{where}.", {key: value for key, value in values.items() if key != "example"}, types_)
+    try:
+        values["source"] = full_source(values["source"], folder)
+        if "weights" in values:
+            values["weights"] = full_path("weights", values["weights"], folder)
+        return Model(**values)
+    except ConfigError as error:
+        raise ConfigError(f"[{where}] {error.message}") from error
+
+
+def _check_types(where: str, values: Mapping[str, Any], types_: Mapping[str, type]) -> None:
+    for key, value in values.items():
+        expected = types_[key]
+        is_right = type(value) is expected or (expected is float and type(value) is int)
+        if not is_right:
+            raise ConfigError(f"{where}{key} must be {expected.__name__}, not {type(value).__name__}: {value!r}")

@@ -1,0 +1,6 @@
+"""Where the simulation lies: it is a script, and not part of what is installed."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))

@@ -1,0 +1,84 @@
+"""What the supervisor sends to a worker, in its order, but for what is said about attempts."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import deque
+from typing import Final
+
+from ..protocol.channel import Channel, Delivery
+from ..protocol.messages import ContinueRun, Interrupt
+from . import heap
+
+_TIMEVAL: Final = struct.Struct("@ll")
+_FOR_EVER_S: Final = 0
+#: A worker that had nothing to do for so long gives the free memory of its heap back.
+REST_S: Final = 1
+
+
+class Inbox:
+    """Waits for messages, and sorts out those that are about attempts: they are known at once.
+
+    Args:
+        channel: to the supervisor; blocking.
+
+    Attributes:
+        given_up: the attempts that nobody waits for.
+        interrupts: how many messages have said so.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.given_up: set[int] = set()
+        self.interrupts = 0
+        self._channel = channel
+        self._kept: deque[Delivery] = deque()
+        self._credit: dict[int, int] = {}
+        self._is_resting = True
+
+    def next(self) -> Delivery | None:
+        """Wait for the next of all other messages; None: the supervisor is gone."""
+        while not self._kept:
+            if not self._receive():
+                return None
+        return self._kept.popleft()
+
+    def more(self, attempt: int) -> int:
+        """Wait until a stream may go on; return how many more items may come, 0 if nobody reads it any more."""
+        self._credit = {one: items for one, items in self._credit.items() if one >= attempt}  # others are over
+        while attempt not in self._credit and attempt not in self.given_up:
+            if not self._receive():
+                return 0
+        return self._credit.pop(attempt, 0)
+
+    def read_interrupts(self, count: int) -> None:
+        """Read on until so many have been read since the beginning."""
+        while self.interrupts < count and self._receive():
+            pass
+
+    def _receive(self) -> bool:
+        """Wait for a message, and keep what it says; false: the supervisor is gone."""
+        try:
+            delivery = self._channel.receive()
+        except BlockingIOError:  # nothing came for a while
+            heap.trim()
+            self._wait_at_most(_FOR_EVER_S)
+            delivery = self._channel.receive()
+        if self._is_resting:
+            self._wait_at_most(REST_S)
+        if delivery is None:
+            return False
+        message = delivery.message
+        if isinstance(message, Interrupt):
+            self.interrupts += 1
+            self.given_up.add(message.attempt)
+        elif isinstance(message, ContinueRun):
+            self._credit[message.attempt] = self._credit.get(message.attempt, 0) + message.items
+        else:
+            self._kept.append(delivery)
+        return True
+
+    def _wait_at_most(self, seconds: int) -> None:
+        """Let the kernel end a wait for messages; it costs no call per message."""
+        self._is_resting = seconds == _FOR_EVER_S
+        self._channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(seconds, 0))
