@@ -33,8 +33,9 @@ TOKEN_S: Final = 30.0
 #: Buffers from here on are handed to ZeroMQ without a copy.
 _NO_COPY_BYTES: Final = 64 * 1024
 #: So many messages for one client, each smaller than this, may share a frame; each frame costs 10 us or more.
-_MOST_TOGETHER: Final = 64
-_TOGETHER_BYTES: Final = 16 * 1024
+#: It is always one that ZeroMQ copies: what it does not, it hands back in another thread.
+_MOST_TOGETHER: Final = 16
+_TOGETHER_BYTES: Final = _NO_COPY_BYTES // _MOST_TOGETHER
 _HEARTBEAT_MS: Final = 2000
 #: Plain integers: arithmetic with pyzmq's enumerations takes microseconds.
 _POLLIN: Final = int(zmq.POLLIN)
