@@ -69,17 +69,18 @@ class Model:
             own memory, and the slots grow; ``"error"``: it fails with `WorkspaceOverflow`.
         max_batch: how many calls of one method a worker may run as one. Arguments are concatenated along their
             dimension 0, and each caller gets its rows of the result: a model is called as before, with more rows.
-            A text is one row, a list a row for each item. One: every call runs alone.
+            A text is one row, a list a row for each item. So dimension 0 must be rows wherever arguments and
+            results have tensors. One: every call runs alone.
         max_wait_ms: how long a call may wait for others while every worker is busy; an idle worker never waits.
         collate: a public method of the model that is called with a list of ``(args, kwargs)`` and returns the
             ``(args, kwargs)`` of one call for all of them, where concatenating is not what it takes.
         split: one that is called with the result of such a call and the number of calls, and returns a list of
             that many results.
         share: the model's part of the workers' time when there is not enough for all, relative to the others'.
-        max_queue: how many of its requests may wait; what comes then fails with `PoolBusy`. 0: as many as a
+        max_queue: how many of its calls may wait; what comes then fails with `PoolBusy`. 0: as many as a
             client may have.
-        adaptive: let the pool find out how many of its runs at once give the highest throughput, as far as the
-            pool's own setting allows.
+        adaptive: let size and wait of batches follow what runs are measured to take, within ``max_batch`` and
+            ``max_wait_ms``: smaller ones where a call gains nothing from company.
         grad: run with autograd; otherwise every run is under ``torch.inference_mode``.
         warm: load the model when the pool starts, and thaw it once, before workers are forked: they share that
             memory too, and their first request waits for nothing. Unloading it takes a new set of workers.

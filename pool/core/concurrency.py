@@ -14,7 +14,8 @@ WINDOW_S: Final = 2.0
 LEAST_ATTEMPTS: Final = 50
 #: So much more must be done for another number to be kept.
 GAIN: Final = 1.05
-#: Pauses between trials: the first, and the longest, to which failed ones double it.
+#: Pauses before the first trial and between others, and the longest, to which failed ones double it: what short
+#: jobs could gain they would lose in trials.
 FIRST_PAUSE_S: Final = 30.0
 LONGEST_PAUSE_S: Final = 600.0
 
@@ -39,7 +40,7 @@ class Concurrency:
         self._step = -1
         self._rate = 0.0  # what was done in a second with the number that is kept, while another is tried
         self._pause_s = FIRST_PAUSE_S
-        self._try_at = 0.0
+        self._try_at = 0.0  # 0: nothing was compared yet
         self._began_at: float | None = None
         self._done_s = 0.0
         self._attempts = 0
@@ -76,6 +77,7 @@ class Concurrency:
             self._forget()
 
     def _compare(self, rate: float, now: float) -> None:
+        self._try_at = self._try_at or now + FIRST_PAUSE_S
         if self.limit == self._kept:
             if now >= self._try_at:
                 self._rate = rate

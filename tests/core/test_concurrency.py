@@ -41,11 +41,16 @@ def test_nothing_is_tried_while_there_is_room():
 
 def test_a_trial_ends_when_there_is_less_to_do():
     one = Concurrency(4, is_adaptive=True)
-    drive(one, float, WINDOW_S + 0.5)
+    end = FIRST_PAUSE_S
+    assert set(drive(one, float, end)) == {4}, "something is tried before it is worth while"
+    while one.limit == 4:
+        drive(one, float, 0.1, start=end)
+        end += 0.1
     assert one.limit == 3
-    one.ended(1.0, WINDOW_S + 1, is_saturated=False)
+    assert end < FIRST_PAUSE_S + 3 * WINDOW_S
+    one.ended(1.0, end, is_saturated=False)
     assert one.limit == 4
-    assert set(drive(one, float, FIRST_PAUSE_S - 5, start=WINDOW_S + 1)) == {4}
+    assert set(drive(one, float, FIRST_PAUSE_S - 5, start=end)) == {4}
 
 
 @pytest.mark.parametrize("one", [Concurrency(4, is_adaptive=False), Concurrency(1, is_adaptive=True)])
