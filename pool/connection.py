@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ..protocol.errors import InvalidRequest, PoolError, SupervisorLost, from_record
-from ..protocol.frames import pack_header, unpack_header, unpack_headers
+from ..protocol.frames import pack_header, unpack_header
 from ..protocol.messages import (
     Cancel,
     Continue,
@@ -254,10 +254,10 @@ class Connection:
         arrived, has_more = self._link.read()
         try:
             for frames in arrived:
-                for message in unpack_headers(frames[0]):
-                    handler = self._handlers.get(type(message))
-                    if handler is not None:
-                        handler(message, frames[1:])
+                message = unpack_header(frames[0])
+                handler = self._handlers.get(type(message))
+                if handler is not None:
+                    handler(message, frames[1:])
         except PoolError as error:  # what came is no message: nothing that follows could be trusted
             self._fail_all(error)
         return has_more

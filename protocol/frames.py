@@ -3,8 +3,7 @@
 The header of a message is ``msgpack([WIRE_VERSION, number, *fields])``. Its buffers follow untouched, so that
 whoever relays a message reads the header alone.
 
-* Multipart: frame 0 is the header, each further frame one buffer. Messages without buffers may share a frame:
-  their headers stand in it one after the other, and no other frame follows.
+* Multipart: frame 0 is the header, each further frame one buffer.
 * Stream: a prefix ``<BBHI`` (version, number of fds, number of buffers, header size in bytes), the buffers'
   sizes as ``<Q`` each, the header, the buffers. The fds come as ``SCM_RIGHTS`` with the prefix's first byte.
 
@@ -55,51 +54,12 @@ def unpack_header(header: Buffer) -> Message:
     Raises:
         InvalidRequest: it is too large, not msgpack, of another version, or no known message.
     """
-    _check_size(header)
+    if len(header) > MAX_HEADER_BYTES:
+        raise InvalidRequest(f"a header of {len(header):,} bytes; at most {MAX_HEADER_BYTES:,}")
     try:
         fields = msgpack.unpackb(header, strict_map_key=False)
     except Exception as error:  # msgpack raises many kinds for broken input
-        raise _broken(error) from error
-    return _message_of(fields)
-
-
-def unpack_headers(frame: Buffer) -> list[Message]:
-    """Return the messages of a frame that may hold the headers of several.
-
-    Raises:
-        InvalidRequest: it is too large, not msgpack, of another version, or one of them is no known message.
-    """
-    _check_size(frame)
-    try:
-        return [_message_of(msgpack.unpackb(frame, strict_map_key=False))]
-    except msgpack.ExtraData:
-        pass
-    except InvalidRequest:
-        raise
-    except Exception as error:  # msgpack raises many kinds for broken input
-        raise _broken(error) from error
-    unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=MAX_HEADER_BYTES)
-    unpacker.feed(frame)
-    found: list[Message] = []
-    while unpacker.tell() < len(frame):
-        try:
-            fields = unpacker.unpack()
-        except Exception as error:  # also where the last one is cut
-            raise _broken(error) from error
-        found.append(_message_of(fields))
-    return found
-
-
-def _check_size(header: Buffer) -> None:
-    if len(header) > MAX_HEADER_BYTES:
-        raise InvalidRequest(f"a header of {len(header):,} bytes; at most {MAX_HEADER_BYTES:,}")
-
-
-def _broken(error: Exception) -> InvalidRequest:
-    return InvalidRequest(f"broken header: {type(error).__name__}: {error}")
-
-
-def _message_of(fields: Any) -> Message:
+        raise InvalidRequest(f"broken header: {type(error).__name__}: {error}") from error
     if type(fields) is not list or len(fields) < 2:
         raise InvalidRequest("broken header: not a list of version, number and fields")
     version, number, *rest = cast("list[Any]", fields)

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, cast
 import zmq
 
 from ...protocol.errors import InvalidRequest, PoolBusy, PoolError
-from ...protocol.frames import check_buffers, pack_header, unpack_headers
+from ...protocol.frames import check_buffers, pack_header, unpack_header
 from ...protocol.limits import MAX_CLIENTS, MAX_OUTBOX_BYTES, MAX_OUTBOX_MESSAGES
 from ...protocol.messages import Goodbye, Hello, Message, Ping, Pong, Rejected, Submit, Welcome
 
@@ -32,10 +32,6 @@ _RETRY_S: Final = 0.005
 TOKEN_S: Final = 30.0
 #: Buffers from here on are handed to ZeroMQ without a copy.
 _NO_COPY_BYTES: Final = 64 * 1024
-#: So many messages for one client, each smaller than this, may share a frame; each frame costs 10 us or more.
-#: It is always one that ZeroMQ copies: what it does not, it hands back in another thread.
-_MOST_TOGETHER: Final = 16
-_TOGETHER_BYTES: Final = _NO_COPY_BYTES // _MOST_TOGETHER
 _HEARTBEAT_MS: Final = 2000
 #: Plain integers: arithmetic with pyzmq's enumerations takes microseconds.
 _POLLIN: Final = int(zmq.POLLIN)
@@ -81,7 +77,6 @@ class ClientSockets:
         self._peers: set[Peer] = set()
         self._outboxes: dict[Peer, deque[list[Any]]] = {}
         self._outbox_bytes: dict[Peer, int] = {}
-        self._together: dict[Peer, list[bytes]] = {}  # headers that will share a frame
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -133,27 +128,7 @@ class ClientSockets:
         """Send a client a message; keep it if the client does not keep up, up to a bound."""
         if peer not in self._peers:
             return
-        header = pack_header(message)
-        if not buffers and len(header) < _TOGETHER_BYTES:
-            together = self._together.setdefault(peer, [])
-            together.append(header)
-            if len(together) == _MOST_TOGETHER:
-                self._send_together(peer)
-            return
-        self._send_together(peer)
-        self._send_frames(peer, [header, *buffers])
-
-    def flush(self) -> None:
-        """Send what was kept to be sent together; to be called in every turn."""
-        while self._together:
-            self._send_together(next(iter(self._together)))
-
-    def _send_together(self, peer: Peer) -> None:
-        headers = self._together.pop(peer, None)
-        if headers:
-            self._send_frames(peer, [headers[0] if len(headers) == 1 else b"".join(headers)])
-
-    def _send_frames(self, peer: Peer, frames: list[Any]) -> None:
+        frames = [pack_header(message), *buffers]
         outbox = self._outboxes.get(peer)  # most have none: they keep up
         if outbox is not None:
             self._keep(peer, outbox, frames)
@@ -169,12 +144,10 @@ class ClientSockets:
             self._peers.discard(peer)
             self._outboxes.pop(peer, None)
             self._outbox_bytes.pop(peer, None)
-            self._together.pop(peer, None)
             self._left(peer)
 
     def close(self, linger_ms: int) -> None:
         """Close the sockets, after giving what was sent a moment to leave."""
-        self.flush()
         for router in self._sockets.values():
             router.close(linger_ms)
         self._context.term()
@@ -200,17 +173,14 @@ class ClientSockets:
         try:
             if not frames:
                 raise InvalidRequest("an empty message")
+            message = unpack_header(frames[0])
             buffers = frames[1:]
             if buffers:
                 check_buffers([len(frame) for frame in buffers])
-            messages = unpack_headers(frames[0])
-            if buffers and len(messages) > 1:
-                raise InvalidRequest("messages that share a frame have no buffers")
-            for message in messages:
-                if peer in self._peers:
-                    self._from_client(peer, message, buffers)
-                else:
-                    self._from_stranger(peer, message)
+            if peer in self._peers:
+                self._from_client(peer, message, buffers)
+            else:
+                self._from_stranger(peer, message)
         except PoolError as error:
             self._reject(peer, error)
 

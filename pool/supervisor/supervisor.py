@@ -133,7 +133,6 @@ class Supervisor:
             self._processes.start_zygote()
             self._reactor.poll_first(self._clients.poll)
             self._reactor.end_with(self._processes.flush)
-            self._reactor.end_with(self._clients.flush)
             if owner is not None:
                 self._control.send(owner, messages.Serving(self._directory.path, os.getpid()))
             self._reactor.run(self.core.wake_at, lambda: self.feed(events.TimePassed()))

@@ -1,6 +1,5 @@
 """Frames: the same messages however the bytes are cut, large buffers in place, and lies refused cheaply."""
 
-import contextlib
 import resource
 import struct
 from pathlib import Path
@@ -11,14 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onecopy.protocol import frames
 from onecopy.protocol.errors import InvalidRequest
-from onecopy.protocol.frames import (
-    StreamDecoder,
-    check_buffers,
-    pack_header,
-    stream_parts,
-    unpack_header,
-    unpack_headers,
-)
+from onecopy.protocol.frames import StreamDecoder, check_buffers, pack_header, stream_parts, unpack_header
 from onecopy.protocol.limits import (
     MAX_BODY_BYTES,
     MAX_BUFFER_BYTES,
@@ -218,32 +210,3 @@ def test_the_largest_body_fits_into_a_header_with_the_longest_names():
     body = bytes(MAX_BODY_BYTES)
     submit = Submit(largest, "m" * 256, "f" * 256, 1.5, 100, -100, session, largest, largest, body, [], [])
     assert len(pack_header(submit)) <= MAX_HEADER_BYTES
-
-
-# --- several headers in one frame ----------------------------------------------------------------------------
-
-
-@given(st.lists(MESSAGES, min_size=1, max_size=10))
-def test_headers_may_share_a_frame(sent):
-    assert unpack_headers(b"".join(map(pack_header, sent))) == sent
-
-
-@given(st.lists(MESSAGES, min_size=2, max_size=4), st.data())
-def test_a_frame_of_several_that_is_cut_is_refused(sent, data):
-    frame = b"".join(map(pack_header, sent))
-    borders = {sum(len(pack_header(one)) for one in sent[:count]) for count in range(len(sent) + 1)}
-    end = data.draw(st.integers(1, len(frame) - 1).filter(lambda one: one not in borders))
-    with pytest.raises(InvalidRequest):
-        unpack_headers(frame[:end])
-
-
-@pytest.mark.parametrize("second", [b"\xc1", b"x", msgpack.packb([9, 9]), msgpack.packb([WIRE_VERSION, 82])])
-def test_one_that_is_none_spoils_the_frame(second):
-    with pytest.raises(InvalidRequest):
-        unpack_headers(pack_header(Ping()) + second)
-
-
-@given(st.binary(max_size=50))
-def test_whatever_comes_as_headers_is_messages_or_refused(frame):
-    with contextlib.suppress(InvalidRequest):
-        assert unpack_headers(frame)
