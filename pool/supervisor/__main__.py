@@ -10,7 +10,7 @@ from .owned import serve_owner
 from .standalone import serve_standalone
 
 #: Allocations until a collection, and collections until one of the next older generation.
-_COLLECT_AFTER = (100_000, 50, 100)
+COLLECT_AFTER = (100_000, 50, 100)
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--directory", help="folder for the sockets")
     options = parser.parse_args()
     # What a pool allocates goes by reference counts; collections would only visit all that waits, again and again.
-    gc.set_threshold(*_COLLECT_AFTER)
+    gc.set_threshold(*COLLECT_AFTER)
     if options.owner_fd is not None:
         return serve_owner(options.owner_fd)
     return serve_standalone(options.config, options.listen, options.directory, options.name)

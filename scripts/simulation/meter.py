@@ -11,7 +11,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from onecopy.pool.core.events import Event
-from onecopy.pool.supervisor.__main__ import _COLLECT_AFTER
+from onecopy.pool.supervisor.__main__ import COLLECT_AFTER
 
 from .machine import Machine
 
@@ -20,7 +20,7 @@ from .machine import Machine
 def collecting_as_the_supervisor() -> Generator[None]:
     """Let garbage be collected as seldom as in the process that the core is made for."""
     before = gc.get_threshold()
-    gc.set_threshold(*_COLLECT_AFTER)
+    gc.set_threshold(*COLLECT_AFTER)
     try:
         yield
     finally:
