@@ -144,7 +144,7 @@ class Core:
         work_s = self.attempts.ended(event, now)
         self.dispatch.sessions.became_able(event.child)
         if self.concurrency.is_adaptive:
-            self.concurrency.ended(work_s, now, is_saturated=len(self.schedule) > 0)
+            self.concurrency.ended(work_s, now, is_saturated=bool(self.schedule))
             self.fleet.workers.slots = self.concurrency.limit
 
     def _mailbox_wanted(self, event: events.MailboxWanted, _now: float) -> None:

@@ -43,7 +43,7 @@ class Dispatch:
         """Hand a worker a request that has just come; false if it must wait for its turn or for room."""
         workers = self._workers
         if (
-            len(self._schedule)
+            self._schedule
             or self.sessions.are_waiting
             or request.submit.session
             or self._workspace.is_making
@@ -66,7 +66,7 @@ class Dispatch:
         """Hand out what waits and can be handed out."""
         if self.sessions.are_waiting:
             self._dispatch_sessions(now)
-        if len(self._schedule):
+        if self._schedule:
             self._dispatch_models(now)
         # Those that gave way, perhaps to some that have another worker now.
         while self.sessions.are_waiting and self._dispatch_sessions(now):

@@ -25,8 +25,8 @@ class Schedule:
         self._due: list[tuple[float, int, Model]] = []  # a heap: when those that fill have waited long enough
         self._serial = 0
 
-    def __len__(self) -> int:
-        return len(self._ready) + len(self._filling)
+    def __bool__(self) -> bool:
+        return bool(self._ready) or bool(self._filling)
 
     def __contains__(self, model: object) -> bool:
         return model in self._ready or model in self._filling

@@ -62,6 +62,9 @@ class Turns(Generic[_Member]):
     def __len__(self) -> int:
         return len(self._listed)
 
+    def __bool__(self) -> bool:  # asked several times for each event
+        return bool(self._listed)
+
     def __contains__(self, member: object) -> bool:
         return member in self._listed
 
