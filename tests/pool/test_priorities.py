@@ -31,6 +31,7 @@ def test_of_what_waits_the_higher_priority_goes_first(busy, tmp_path):
         pool.model("model", method="write", priority=priority).submit(path, priority)
         for priority in (0, -100, 50, 100, -50)
     ]
+    assert wait_until(lambda: pool.status().unanswered == 6)  # with the one that runs
     let_go()
     concurrent.futures.wait(futures, 20)
     assert (tmp_path / "log").read_text().split() == ["100", "50", "0", "-50", "-100"]
