@@ -38,6 +38,12 @@ def busy(pool, tmp_path):
     return path, futures
 
 
+def let_go(pool, path, futures):
+    """Let the workers go on, once everything that was submitted waits for them."""
+    assert wait_until(lambda: pool.status().unanswered == len(futures) + 2)
+    path.touch()
+
+
 def calls_of(pool, name):
     """What each worker's model was called with since that was asked; forgotten then."""
     seen = pool.model(name, method="seen")
@@ -49,7 +55,7 @@ def test_what_waits_is_made_as_one_call_and_everybody_gets_his_part(batching_poo
     path, waiting = busy(batching_pool, tmp_path)
     inputs = [torch.randn(1 + number % 3, 5) for number in range(64)]
     futures = [batching_pool.submit("plain", x) for x in inputs]
-    path.touch()
+    let_go(batching_pool, path, futures)
     assert all(torch.equal(future.result(), x * 2) for future, x in zip(futures, inputs, strict=True))
     assert len({future.result() for future in waiting}) == 2
     rows = calls_of(batching_pool, "plain")
@@ -62,7 +68,7 @@ def test_large_tensors_come_from_mailboxes_and_go_back_there(batching_pool, tmp_
     batching_pool.run("plain", inputs[0])  # from now on it is known how large results are
     path, _ = busy(batching_pool, tmp_path)
     futures = [batching_pool.submit("plain", x) for x in inputs]
-    path.touch()
+    let_go(batching_pool, path, futures)
     assert all(torch.equal(future.result(), x * 2) for future, x in zip(futures, inputs, strict=True))
 
 
@@ -70,7 +76,7 @@ def test_only_the_call_fails_that_fails_alone(batching_pool, tmp_path):
     picky = batching_pool.model("plain", method="picky")
     path, _ = busy(batching_pool, tmp_path)
     futures = [picky.submit(torch.full((1, 4), -1.0 if number == 7 else float(number))) for number in range(20)]
-    path.touch()
+    let_go(batching_pool, path, futures)
     for number, future in enumerate(futures):
         if number == 7:
             with pytest.raises(ModelError, match=r"plain: ValueError: negative: -1.0"):
@@ -87,7 +93,7 @@ def test_of_a_batch_that_kills_its_worker_only_the_one_fails_that_does(tmp_path)
         futures = [
             deadly.submit(torch.full((1, 2), -1.0 if number == 5 else number * 1.0)) for number in range(16)
         ]
-        path.touch()
+        let_go(pool, path, futures)
         for number, future in enumerate(futures):
             if number == 5:
                 with pytest.raises(WorkerDied, match="SIGKILL"):
@@ -101,7 +107,7 @@ def test_hooks_join_and_divide(batching_pool, tmp_path):
     path, _ = busy(batching_pool, tmp_path)
     inputs = [torch.arange(1.0, 2 + number % 7) for number in range(40)]
     futures = [longest.submit(x) for x in inputs]
-    path.touch()
+    let_go(batching_pool, path, futures)
     assert all(torch.equal(future.result(), x) for future, x in zip(futures, inputs, strict=True))
     assert len(calls_of(batching_pool, "hooked")) < 20
 
@@ -109,7 +115,7 @@ def test_hooks_join_and_divide(batching_pool, tmp_path):
 def test_a_hook_that_is_wrong_is_named(batching_pool, tmp_path):
     path, _ = busy(batching_pool, tmp_path)
     futures = [batching_pool.submit("wrong", torch.ones(1, 2)) for _ in range(32)]
-    path.touch()
+    let_go(batching_pool, path, futures)
     errors = [future.exception() for future in futures]
     told = [error for error in errors if error is not None]
     assert told
