@@ -21,7 +21,7 @@ _UNITS: Final = {
     "": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "ki": 1 << 10,
     "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
 }  # fmt: skip
-#: A larger number of seconds, or ratio of two shares, is surely a mistake.
+#: A larger number of seconds is surely a mistake.
 _MOST: Final = 1e9
 
 
@@ -92,16 +92,16 @@ def check_count(what: str, value: Any, least: int, most: int) -> None:
         raise ConfigError(f"{what} must be a whole number from {least} to {most}, not {value!r}")
 
 
-def check_number(what: str, value: Any, least: float, *, excluded: bool = False) -> None:
-    """Refuse what is no number from ``least``, which itself may be ``excluded``, to a thousand million.
+def check_number(what: str, value: Any, least: float, most: float = _MOST, *, excluded: bool = False) -> None:
+    """Refuse what is no number from ``least``, which itself may be ``excluded``, to ``most``.
 
     Raises:
         ConfigError: it is none.
     """
-    is_number = type(value) in (int, float) and least <= value <= _MOST
+    is_number = type(value) in (int, float) and least <= value <= most
     if not is_number or (excluded and value == least):
         bound = f"above {least:g}" if excluded else f"from {least:g}"
-        raise ConfigError(f"{what} must be a number {bound}, at most {_MOST:g}; not {value!r}")
+        raise ConfigError(f"{what} must be a number {bound}, at most {most:g}; not {value!r}")
 
 
 def check_flag(what: str, value: Any) -> None:

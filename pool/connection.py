@@ -89,7 +89,7 @@ class Connection:
         else:
             raise InvalidRequest(f"endpoint {endpoint!r}: it must start with ipc:// or tcp://")
         descriptor = self._control.fileno() if self._control is not None else None
-        self._link = Link(descriptor, self._receiver.role.locked)
+        self._link = Link(descriptor, lambda: self._receiver.is_active)
         try:
             self.welcome = self._say_hello(target, token)
         except BaseException:

@@ -14,13 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
-from ..protocol.limits import MAX_REQUESTS_PER_CLIENT
+from ..protocol.limits import MAX_BATCH, MAX_REQUESTS_PER_CLIENT, MAX_SHARE, MAX_WAIT_MS
 from .checks import ConfigError, check_choice, check_count, check_flag, check_name, check_number
 
 SourceKind = Literal["object", "factory", "import", "path"]
 
-#: More calls at once than any model gains from.
-MAX_BATCH: Final = 4096
 _IMPORT: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 _SAID: Final = {
@@ -136,8 +134,8 @@ class Model:
     def _check_scheduling(self) -> None:
         """Refuse what its requests cannot be scheduled by."""
         check_count("max_batch", self.max_batch, 1, MAX_BATCH)
-        check_number("max_wait_ms", self.max_wait_ms, 0)
-        check_number("share", self.share, 0, excluded=True)
+        check_number("max_wait_ms", self.max_wait_ms, 0, MAX_WAIT_MS)
+        check_number("share", self.share, 0, MAX_SHARE, excluded=True)
         check_count("max_queue", self.max_queue, 0, MAX_REQUESTS_PER_CLIENT)
         check_flag("adaptive", self.adaptive)
         for key in ("collate", "split"):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
+from ..protocol.limits import MAX_PRIORITY, MAX_RETRIES, MAX_SESSION_CHARACTERS
 from .checks import ConfigError, check_count, check_name, check_number
-
-#: A level is worth a second of waiting: from -100 to 100 that is more than three minutes.
-MAX_PRIORITY: Final = 100
-MAX_SESSION_CHARACTERS: Final = 128
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class RequestOptions:
         check_count("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
         if self.timeout_s is not None:
             check_number("timeout_s", self.timeout_s, 0, excluded=True)
-        check_count("retries", self.retries, 0, 100)
+        check_count("retries", self.retries, 0, MAX_RETRIES)
         _check_session(self.session)
 
     @property

@@ -45,3 +45,16 @@ MAX_OUTBOX_MESSAGES: Final = 100_000
 MAX_OUTBOX_BYTES: Final = 1 << 30
 #: Clients connected at once.
 MAX_CLIENTS: Final = 4096
+
+#: What one request may ask for: calls in one, items ahead of a reader, deaths of workers that it survives, levels
+#: of priority above and below 0 (one is worth a second of waiting), characters of a session's name.
+MAX_CALLS: Final = 65_536
+MAX_CREDIT: Final = 1 << 20
+MAX_RETRIES: Final = 100
+MAX_PRIORITY: Final = 100
+MAX_SESSION_CHARACTERS: Final = 128
+
+#: What a model may ask for: calls in a batch, how long one waits, its part of the workers' time beside others'.
+MAX_BATCH: Final = 4096
+MAX_WAIT_MS: Final = 60_000
+MAX_SHARE: Final = 1e6

@@ -39,8 +39,13 @@ class Dispatch:
         self._attempts = attempts
         self._workspace = workspace
 
-    def at_once(self, model: Model, request: Request) -> bool:
-        """Hand a worker a request that has just come; false if it must wait for its turn or for room."""
+    def take_in(self, model: Model, request: Request, now: float) -> None:
+        """Hand a worker a request that has just come, or let it wait for its turn."""
+        if not self._hand_at_once(model, request):
+            self._schedule.add(model, request, now)
+
+    def _hand_at_once(self, model: Model, request: Request) -> bool:
+        """Hand it out past all queues, if nothing else waits and a worker has room: the short way of most."""
         workers = self._workers
         if (
             self._schedule
@@ -57,10 +62,6 @@ class Dispatch:
             return False
         self._attempts.begin(worker, model, (request,), request.calls)
         return True
-
-    def wait(self, model: Model, request: Request, now: float) -> None:
-        """Let a request wait for its turn."""
-        self._schedule.add(model, request, now)
 
     def go_on(self, now: float) -> None:
         """Hand out what waits and can be handed out."""

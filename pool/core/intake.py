@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...protocol.errors import DeadlineExceeded, InvalidRequest, PoolError, RequestCancelled, SupervisorLost
+from ...protocol.limits import MAX_CREDIT
 from ...protocol.messages import Failed, Released, Submit
 from . import events
 from .attempts import Attempts
@@ -12,7 +13,7 @@ from .dispatch import Dispatch
 from .instructions import Instruction, ToClient
 from .library import Library
 from .mailboxes import Mailbox, Mailboxes
-from .requests import MOST_CREDIT, Requests
+from .requests import Requests
 from .stalls import STALL_S
 
 
@@ -80,9 +81,7 @@ class Intake:
         if event.buffers:
             self._mailboxes.note_inline(event.client)
         model.unanswered += 1
-        if self._dispatch.at_once(model, request):
-            return
-        self._dispatch.wait(model, request, now)
+        self._dispatch.take_in(model, request, now)
         if not model.current.is_ready:
             self._library.need_answers(model)
 
@@ -97,9 +96,9 @@ class Intake:
         request = self._requests.find(event.client, event.request)
         if request is None or not request.is_stream:  # it was over when this was sent
             return
-        if not 0 < event.items <= MOST_CREDIT - request.credit:
+        if not 0 < event.items <= MAX_CREDIT - request.credit:
             message = (
-                f"the reader of a stream may be ready for 1 to {MOST_CREDIT:,} items, "
+                f"the reader of a stream may be ready for 1 to {MAX_CREDIT:,} items, "
                 f"not for {event.items:,} besides {request.credit:,}"
             )
             self._attempts.give_up(request, InvalidRequest(message))

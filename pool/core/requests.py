@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ...protocol.errors import InvalidRequest, PoolBusy, PoolError
-from ...protocol.limits import MAX_OUTBOX_BYTES, MAX_REQUESTS_PER_CLIENT
+from ...protocol.limits import (
+    MAX_CALLS,
+    MAX_CREDIT,
+    MAX_OUTBOX_BYTES,
+    MAX_PRIORITY,
+    MAX_REQUESTS_PER_CLIENT,
+    MAX_RETRIES,
+    MAX_SESSION_CHARACTERS,
+)
 from ...protocol.messages import Submit
 from ...protocol.states import Lifecycle
 from .events import ClientKey
@@ -18,12 +26,6 @@ if TYPE_CHECKING:
 
 #: What one client may have waiting, arrays included, in bytes.
 MAX_QUEUED_BYTES = MAX_OUTBOX_BYTES
-#: Bounds of what a client may ask for.
-MOST_RETRIES: Final = 100
-MOST_PRIORITY: Final = 100
-MOST_CALLS: Final = 65_536
-MOST_CREDIT: Final = 1 << 20
-MOST_SESSION_CHARACTERS: Final = 128
 #: Deadlines of answered requests that are kept at least, before they are cleared away.
 _KEPT_DEADLINES = 64
 
@@ -204,18 +206,18 @@ def _complaint(submit: Submit) -> str:
     """Return what of a request cannot be, in a sentence; empty if all of it can."""
     if not 0 <= submit.timeout_s < float("inf"):
         return f"timeout_s must be a number of seconds from 0, not {submit.timeout_s}"
-    if not 0 <= submit.retries <= MOST_RETRIES:
-        return f"retries must be from 0 to {MOST_RETRIES}, not {submit.retries}"
-    if not -MOST_PRIORITY <= submit.priority <= MOST_PRIORITY:
-        return f"priority must be from -{MOST_PRIORITY} to {MOST_PRIORITY}, not {submit.priority}"
-    if not 0 <= submit.calls <= MOST_CALLS:
-        return f"calls must be from 0 to {MOST_CALLS:,}, not {submit.calls}"
-    if not 0 <= submit.credit <= MOST_CREDIT:
-        return f"credit must be from 0 to {MOST_CREDIT:,}, not {submit.credit}"
+    if not 0 <= submit.retries <= MAX_RETRIES:
+        return f"retries must be from 0 to {MAX_RETRIES}, not {submit.retries}"
+    if not -MAX_PRIORITY <= submit.priority <= MAX_PRIORITY:
+        return f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, not {submit.priority}"
+    if not 0 <= submit.calls <= MAX_CALLS:
+        return f"calls must be from 0 to {MAX_CALLS:,}, not {submit.calls}"
+    if not 0 <= submit.credit <= MAX_CREDIT:
+        return f"credit must be from 0 to {MAX_CREDIT:,}, not {submit.credit}"
     if submit.credit and submit.calls:
         return "a stream is of one call, and calls are for many"
     if submit.credit and submit.reply:
         return "items of a stream are never put into a place; reply must be empty"
-    if len(submit.session) > MOST_SESSION_CHARACTERS:
-        return f"session must have at most {MOST_SESSION_CHARACTERS} characters, not {len(submit.session)}"
+    if len(submit.session) > MAX_SESSION_CHARACTERS:
+        return f"session must have at most {MAX_SESSION_CHARACTERS} characters, not {len(submit.session)}"
     return ""

@@ -5,7 +5,7 @@ What waits for such a worker waits in a queue of its own, which takes turns with
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
@@ -31,9 +31,13 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def waiting_for(self, model: str) -> int:
-        """Return how many requests of a model wait for the workers that have their sessions."""
-        return sum(one.submit.model == model for queue in self._queues.values() for one in queue)
+    def waiting(self) -> Counter[str]:
+        """Return of each model how many calls wait for the workers that have their sessions."""
+        calls: Counter[str] = Counter()
+        for queue in self._queues.values():
+            for request in queue:
+                calls[request.submit.model] += request.calls
+        return calls
 
     def worker_of(self, request: Request) -> int:
         """Return the worker that has the request's session; 0 for none."""

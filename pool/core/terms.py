@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from ...protocol.errors import InvalidRequest
+from ...protocol.limits import MAX_BATCH, MAX_REQUESTS_PER_CLIENT, MAX_SHARE, MAX_WAIT_MS
 
 #: Bounds of each option, both allowed.
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
-    "share": (1e-6, 1e6),
-    "max_batch": (1, 4096),
-    "max_wait_ms": (0, 60_000),
-    "max_queue": (0, 1 << 40),
+    "share": (1 / MAX_SHARE, MAX_SHARE),
+    "max_batch": (1, MAX_BATCH),
+    "max_wait_ms": (0, MAX_WAIT_MS),
+    "max_queue": (0, MAX_REQUESTS_PER_CLIENT),
 }
 
 

@@ -47,7 +47,7 @@ class Turns(Generic[_Member]):
     """A list of those with work. Every operation takes the logarithm of its length, and mostly less.
 
     Whoever takes part has one entry in the heap that counts. It may be of an earlier clock, which is put right
-    when it comes up; that of somebody who has no work stays until then: he may have some again before.
+    when it comes up; that of somebody who has no work stays until then: it may have some again before.
     """
 
     __slots__ = ("_clock", "_entries", "_heap", "_listed", "_serial")

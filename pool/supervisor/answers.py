@@ -66,9 +66,10 @@ class Answers:
         self._sampler.close()
 
     def _models(self) -> list[dict[str, Any]]:
-        return [self._model(model) for model in self._core.library.models.values()]
+        in_sessions = self._core.dispatch.sessions.waiting()
+        return [self._model(model, in_sessions[model.name]) for model in self._core.library.models.values()]
 
-    def _model(self, model: Model) -> dict[str, Any]:
+    def _model(self, model: Model, in_sessions: int) -> dict[str, Any]:
         version = model.current
         return {
             "name": model.name,
@@ -77,7 +78,7 @@ class Answers:
             "method": model.method,
             "weights_bytes": account_of(self._core.library.holdings, version).size_bytes,
             "workers": len(version.holders),
-            "queued": model.queue.calls + self._core.dispatch.sessions.waiting_for(model.name),
+            "queued": model.queue.calls + in_sessions,
             "running": version.running,
             "answered": model.answered,
             "failed": model.failed,

@@ -94,28 +94,7 @@ class Supervisor:
             is_adaptive=bool(settings.adaptive),
         )
         self._answers = Answers(self.core, settings, self._processes, self._reactor, self._shelf)
-        self._execute: dict[type, Callable[[Any], None]] = {
-            instructions.ToClient: self._to_client,
-            instructions.ToChild: self._to_child,
-            instructions.ToCaller: lambda one: self._control.send(
-                one.caller, one.message, self._shelf.fds(one.regions)
-            ),
-            instructions.ForkChild: lambda one: self._processes.fork(one.child, one.role),
-            instructions.SignalChild: lambda one: self._processes.signal(one.child, one.signal),
-            instructions.Interrupt: self._interrupts.interrupt,
-            instructions.GrantRegions: self._shelf.grant,
-            instructions.MakeRegion: self._shelf.make,
-            instructions.GrowRegion: self._shelf.grow,
-            instructions.EmptyRegion: self._shelf.empty,
-            instructions.Remember: self._history.remember,
-            instructions.FreeRegions: lambda one: self._shelf.free(one.regions),
-            instructions.ToZygote: lambda one: self._processes.tell_zygote(
-                one.message, self._shelf.fds(one.regions)
-            ),
-            instructions.ReplaceZygote: lambda _: self._processes.start_zygote(),
-            instructions.Report: lambda one: self._note(one.text),
-            instructions.Finish: lambda _: self._reactor.stop(),
-        }
+        self._execute = self._hands()
         if self._history.complaint:
             self._note(self._history.complaint)
 
@@ -156,6 +135,31 @@ class Supervisor:
                     self._execute[type(instruction)](instruction)
         finally:
             self._is_handling = False
+
+    def _hands(self) -> dict[type, Callable[[Any], None]]:
+        """Return what carries out each kind of instruction."""
+        return {
+            instructions.ToClient: self._to_client,
+            instructions.ToChild: self._to_child,
+            instructions.ToCaller: lambda one: self._control.send(
+                one.caller, one.message, self._shelf.fds(one.regions)
+            ),
+            instructions.ForkChild: lambda one: self._processes.fork(one.child, one.role),
+            instructions.SignalChild: lambda one: self._processes.signal(one.child, one.signal),
+            instructions.Interrupt: self._interrupts.interrupt,
+            instructions.GrantRegions: self._shelf.grant,
+            instructions.MakeRegion: self._shelf.make,
+            instructions.GrowRegion: self._shelf.grow,
+            instructions.EmptyRegion: self._shelf.empty,
+            instructions.Remember: self._history.remember,
+            instructions.FreeRegions: lambda one: self._shelf.free(one.regions),
+            instructions.ToZygote: lambda one: self._processes.tell_zygote(
+                one.message, self._shelf.fds(one.regions)
+            ),
+            instructions.ReplaceZygote: lambda _: self._processes.start_zygote(),
+            instructions.Report: lambda one: self._note(one.text),
+            instructions.Finish: lambda _: self._reactor.stop(),
+        }
 
     def _listen(self) -> None:
         self._control.listen(self._directory.join(CONTROL))

@@ -74,8 +74,6 @@ class Books:
     thawing: int = 0  # the one that it is about to have
     lost_slots: set[int] = field(default_factory=set)
     callers: dict[object, str] = field(default_factory=dict)
-    #: Whether workers may have been unable to keep sessions: one lacked modules, or a model was loaded anew.
-    _may_move: bool = False
     refused: int = 0
     finished: int = 0
 
@@ -272,8 +270,8 @@ class Books:
         if submit.session:
             has_it = self.sessions.get((model, submit.session))
             worker = self.core.fleet.workers.get(has_it) if has_it else None
-            can = worker is not None and not worker.is_outdated and worker.generation >= 0
-            assert not can or child == has_it or self._may_move, f"{key} should go to {has_it}, not {child}"
+            stays = worker is not None and not worker.is_outdated
+            assert not stays or child == has_it, f"{key} should go to {has_it}, not {child}"
             self.sessions[model, submit.session] = child
 
     def _seated(self, child: int, run: messages.Run) -> None:

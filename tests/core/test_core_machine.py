@@ -10,7 +10,7 @@ from core.world import World
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from onecopy.pool.core import events
-from onecopy.pool.core.requests import MOST_CREDIT
+from onecopy.protocol.limits import MAX_CREDIT
 
 CLIENTS = st.sampled_from(["ann", "bob"])
 MODELS = st.sampled_from(["m1", "m2", "m3"])
@@ -119,7 +119,7 @@ class PoolMachine(RuleBasedStateMachine):
         elif how == "read":
             self.world.feed(events.Continued(client, number, 2))
         elif how == "read too much":
-            self.world.feed(events.Continued(client, number, MOST_CREDIT))
+            self.world.feed(events.Continued(client, number, MAX_CREDIT))
         elif self.world.core.requests.find(client, number) is not None:
             self.world.feed(events.Submitted(client, submit_of(number, "m1", body=b"again"), []))
 

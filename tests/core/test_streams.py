@@ -6,8 +6,8 @@ from core.told import Told, codes
 from core.world import World
 from onecopy.pool.core import events
 from onecopy.pool.core.instructions import ForkChild, Interrupt, ToChild, ToClient
-from onecopy.pool.core.requests import MOST_CREDIT
 from onecopy.pool.core.stalls import STALL_S
+from onecopy.protocol.limits import MAX_CREDIT
 from onecopy.protocol.messages import ContinueRun, Item, Run
 
 
@@ -46,7 +46,7 @@ def test_what_a_reader_is_ready_for_before_it_runs_goes_along():
 
 def test_nobody_is_ready_for_absurdly_many():
     core = started()
-    out = core.feed(events.Continued("ann", 1, MOST_CREDIT))
+    out = core.feed(events.Continued("ann", 1, MAX_CREDIT))
     assert codes(out) == {1: "invalid_request"}
     assert out[-1] == Interrupt(1, 1, kill=False)
     assert codes(started().feed(events.Continued("ann", 1, -1))) == {1: "invalid_request"}

@@ -11,19 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import request_models
 from leftovers import wait_until
-from onecopy.pool import ConfigError, ModelError, Pool
+from module_pool import shared_pool
+from onecopy.pool import ConfigError, ModelError
 
 
 @pytest.fixture(scope="module")
 def module_pool(tmp_path_factory):
     """One pool for the tests that change nothing in it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("shared")))
-        models = {"quick": request_models.Quick(), "items": request_models.Yielding()}
-        pool = Pool(models, workers=3, slots=3)
-    pool.run("quick", 0)
-    yield pool
-    pool.shutdown()
+    models = {"quick": request_models.Quick(), "items": request_models.Yielding()}
+    with shared_pool(tmp_path_factory, models) as pool:
+        pool.run("quick", 0)
+        yield pool
 
 
 def is_idle(pool):

@@ -9,6 +9,7 @@ import pool_models
 import pytest
 import torch
 from leftovers import wait_until
+from module_pool import shared_pool
 from onecopy.pool import Model, ModelError, Pool, WorkerDied
 
 
@@ -21,12 +22,9 @@ def batching_pool(tmp_path_factory):
         "wrong": Model(batch_models.Batched(), max_batch=16, collate="no_call"),
         "trouble": pool_models.Trouble(),
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("shared")))
-        pool = Pool(models, workers=2, slots=2)
-    assert wait_until(lambda: [one.pid > 0 for one in pool.status().workers] == [True] * 2)
-    yield pool
-    pool.shutdown()
+    with shared_pool(tmp_path_factory, models, workers=2) as pool:
+        assert wait_until(lambda: [one.pid > 0 for one in pool.status().workers] == [True] * 2)
+        yield pool
 
 
 def busy(pool, tmp_path):

@@ -10,19 +10,17 @@ import threading
 import pytest
 import request_models
 from leftovers import wait_until
-from onecopy.pool import ConfigError, InvalidRequest, ModelError, ModelNotFound, Pool
+from module_pool import shared_pool
+from onecopy.pool import ConfigError, InvalidRequest, ModelError, ModelNotFound
 from request_models import Quick
 
 
 @pytest.fixture(scope="module")
 def module_pool(tmp_path_factory):
     """One pool for the tests that change nothing in it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("shared")))
-        pool = Pool({"model": request_models.Quick()}, workers=3, slots=3)
-    pool.run("model", 0)
-    yield pool
-    pool.shutdown()
+    with shared_pool(tmp_path_factory, {"model": request_models.Quick()}) as pool:
+        pool.run("model", 0)
+        yield pool
 
 
 @pytest.fixture

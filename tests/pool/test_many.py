@@ -11,6 +11,7 @@ import pytest
 import request_models
 import torch
 from leftovers import wait_until
+from module_pool import shared_pool
 from onecopy.pool import ConfigError, InvalidRequest, ModelError, ModelNotFound, Pool, SupervisorLost, WorkerDied
 from onecopy.pool.flow import Flow
 from onecopy.pool.handle import ModelHandle
@@ -292,12 +293,9 @@ def test_a_value_that_cannot_travel_says_so_as_ever(value):
 @pytest.fixture(scope="module")
 def module_pool(tmp_path_factory):
     """One pool for the tests that change nothing in it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("shared")))
-        pool = Pool({"model": request_models.Quick()}, workers=3, slots=3)
-    pool.run("model", 0)
-    yield pool
-    pool.shutdown()
+    with shared_pool(tmp_path_factory, {"model": request_models.Quick()}) as pool:
+        pool.run("model", 0)
+        yield pool
 
 
 @pytest.fixture

@@ -15,18 +15,18 @@ import pool_models
 import pytest
 import torch
 from leftovers import wait_until
+from module_pool import shared_pool
 from onecopy.pool import ConfigError, Model, ModelNotFound, Pool, RequestCancelled, SupervisorLost
 
 
 @pytest.fixture(scope="module")
 def module_pool(tmp_path_factory):
     """One pool for the tests that change nothing in it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("shared")))
-        pool = Pool({"scale": pool_models.Scale(3.0), "trouble": pool_models.Trouble()}, workers=3, slots=3)
-    pool.run("scale", torch.ones(1))
-    yield pool
-    pool.shutdown()
+    with shared_pool(
+        tmp_path_factory, {"scale": pool_models.Scale(3.0), "trouble": pool_models.Trouble()}
+    ) as pool:
+        pool.run("scale", torch.ones(1))
+        yield pool
 
 
 def test_a_run_gives_what_the_model_gives(module_pool):

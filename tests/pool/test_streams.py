@@ -11,6 +11,7 @@ import pytest
 import request_models
 import torch
 from leftovers import wait_until
+from module_pool import shared_pool
 from onecopy.pool import (
     ConfigError,
     DeadlineExceeded,
@@ -27,12 +28,9 @@ from onecopy.pool import (
 @pytest.fixture(scope="module")
 def module_pool(tmp_path_factory):
     """One pool for the tests that change nothing in it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("shared")))
-        pool = Pool({"model": request_models.Yielding()}, workers=3, slots=3)
-    pool.model("model", method="pid")()
-    yield pool
-    pool.shutdown()
+    with shared_pool(tmp_path_factory, {"model": request_models.Yielding()}) as pool:
+        pool.model("model", method="pid")()
+        yield pool
 
 
 def is_idle(pool):

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from onecopy.pool import Pool
-from onecopy.pool.core import requests
 from onecopy.protocol import errors, limits
 from onecopy.protocol.errors import PoolError
 from onecopy.protocol.messages import NUMBERS
@@ -66,12 +65,12 @@ def test_the_limits_are_those_of_the_code():
     ]
     assert told == [
         limits.MAX_HEADER_BYTES, limits.MAX_BUFFER_BYTES, limits.MAX_BUFFERS, limits.MAX_FDS,
-        limits.MAX_FDS_AHEAD, limits.MAX_NAME_BYTES, limits.MAX_REQUESTS_PER_CLIENT, requests.MOST_CALLS,
-        requests.MOST_CREDIT, requests.MOST_SESSION_CHARACTERS, limits.MAX_OUTBOX_MESSAGES,
+        limits.MAX_FDS_AHEAD, limits.MAX_NAME_BYTES, limits.MAX_REQUESTS_PER_CLIENT, limits.MAX_CALLS,
+        limits.MAX_CREDIT, limits.MAX_SESSION_CHARACTERS, limits.MAX_OUTBOX_MESSAGES,
         limits.MAX_OUTBOX_BYTES, limits.MAX_CLIENTS,
     ]  # fmt: skip
-    assert f"`priority` is from -{requests.MOST_PRIORITY} to {requests.MOST_PRIORITY}" in README
-    assert f"`retries` (0 to {requests.MOST_RETRIES})" in README
+    assert f"`priority` is from -{limits.MAX_PRIORITY} to {limits.MAX_PRIORITY}" in README
+    assert f"`retries` (0 to {limits.MAX_RETRIES})" in README
     assert f"This is wire version **{limits.WIRE_VERSION}**" in README
     assert f"at most {limits.MAX_DEPTH} nested" in README
     assert f"at most {limits.MAX_DIMENSIONS}\nlengths" in README
