@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from leftovers import wait_until
 from onecopy.pool import Pool
 
 
@@ -19,4 +20,6 @@ def shared_pool(
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("shared")))
         pool = Pool(models, workers=workers, slots=workers)
     with pool:
+        # One that is still on its way up would look like something that the first test left behind.
+        assert wait_until(lambda: len(pool.status().workers) == workers)
         yield pool
