@@ -25,6 +25,7 @@ from .model import Model
 
 if TYPE_CHECKING:
     from .client import Pool
+    from .planning.plan import plan
 
 __all__ = [
     "ConfigError",
@@ -42,13 +43,18 @@ __all__ = [
     "SupervisorLost",
     "WorkerDied",
     "WorkspaceOverflow",
+    "plan",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """Import `Pool` when it is asked for: the supervisor process imports this package and needs no client."""
+    """Import `Pool` and `plan` when they are asked for: the supervisor imports this package and needs neither."""
     if name == "Pool":
         from .client import Pool
 
         return Pool
+    if name == "plan":
+        from .planning.plan import plan
+
+        return plan
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

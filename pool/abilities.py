@@ -24,6 +24,9 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from . import environment
+from .memory.machine import LinuxMachine
+from .memory.spill import SpillFolder, SpillRefused
+from .views import size
 
 #: Linux's SO_PEERPIDFD (6.5); Python's socket module does not name it.
 SO_PEERPIDFD: Final = 77
@@ -138,6 +141,26 @@ def mappings(least: int, path: str = "/proc/sys/vm/max_map_count") -> str:
     if most < least:
         raise Missing(f"{most:,} at most, and {least:,} are good to have; raise it with sysctl vm.max_map_count")
     return f"{most:,}"
+
+
+def limits(root: str = "/") -> str:
+    """Look at how much memory and time a pool may take, and at what keeps it from taking all of the machine's."""
+    machine = LinuxMachine(root)
+    total_bytes, physical_bytes = machine.total_bytes(), machine.physical_bytes()
+    there, mine = os.cpu_count() or 1, machine.cores()
+    memory = f"{size(total_bytes)} of memory, {size(machine.available_bytes())} available"
+    if total_bytes < physical_bytes:
+        memory += f" (a control group's limit; the machine has {size(physical_bytes)})"
+    return f"{memory}; {mine} cores" + (f" of {there}" if mine < there else "")
+
+
+def spill_folder(path: str = "") -> str:
+    """Look at the folder to which weights are evicted."""
+    folder = SpillFolder(path or environment.cache_folder())
+    try:
+        return f"{folder.path}: room for {size(folder.check(0))}"
+    except SpillRefused as error:
+        raise Missing(str(error)) from None
 
 
 # --- libraries -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The command line: ``onecopy serve | status | models | memory | run | batch | load | unload | logs | stop ...``.
+"""The command line: ``onecopy serve | status | models | memory | run | batch | load | unload | evict | logs ...``.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on standard error; what a model raised keeps
 its remote traceback. Everything but the command line's grammar is imported by the command that needs it, so that
@@ -102,6 +102,29 @@ def serve(
     if directory is not None:
         command.append(f"--directory={os.path.abspath(directory)}")
     os.execv(sys.executable, command)  # noqa: S606 - what the command line has imported shall not stay in memory
+
+
+@app.command()
+@reports_errors
+def plan(
+    config: Annotated[str, typer.Argument(metavar="POOL.TOML", help="What would be served.")],
+    as_json: AsJson = False,
+) -> None:
+    """Tell what the models of a pool.toml will take, before any is loaded; exit code 1 if that does not fit.
+
+    Examples of models are run on tensors that have shapes only. If the pool is served already, what its models
+    take stands beside what was predicted.
+    """
+    from .planning.plan import plan_file
+
+    planned = plan_file(config)
+    if as_json:
+        print_line(json.dumps(planned.to_dict()))
+    else:
+        from .planning.show import show_plan
+
+        show_plan(planned)
+    raise typer.Exit(0 if planned.fits else 1)
 
 
 @app.command()
@@ -302,6 +325,7 @@ def load(
     max_queue: MaxQueue = 0,
     method: Annotated[str, typer.Option(help="What a request calls that names no method.")] = "__call__",
     warm: Annotated[bool, typer.Option("--warm", help="Load and thaw it once, now.")] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep its weights in memory.")] = False,
     grad: Annotated[bool, typer.Option("--grad", help="Run with autograd.")] = False,
     endpoint: Endpoint = None,
 ) -> None:
@@ -317,7 +341,7 @@ def load(
     model = Model(
         source, args=given["args"], kwargs=given["kwargs"], weights=weights, dtype=dtype, task=task,
         trusted=trusted, residency=cast(Any, residency), sharing=cast(Any, sharing), method=method, warm=warm,
-        grad=grad, workspace=workspace, on_overflow=cast(Any, on_overflow),
+        pin=pin, grad=grad, workspace=workspace, on_overflow=cast(Any, on_overflow),
         max_batch=max_batch, max_wait_ms=max_wait_ms, share=share, max_queue=max_queue,
     )  # fmt: skip
     paths = [os.getcwd(), *app_paths()]
@@ -334,6 +358,36 @@ def unload(name: Annotated[str, typer.Argument(help="Which model.")], endpoint: 
 
     with connect_control(endpoint) as control:
         control.ask(UnloadModel(name))
+
+
+@app.command()
+@reports_errors
+def pin(name: Annotated[str, typer.Argument(help="Which model.")], endpoint: Endpoint = None) -> None:
+    """Keep a model's weights in memory, even if they lie idle and others need the room."""
+    from ..protocol.messages import PinModel
+
+    with connect_control(endpoint) as control:
+        control.ask(PinModel(name, is_pinned=True))
+
+
+@app.command()
+@reports_errors
+def unpin(name: Annotated[str, typer.Argument(help="Which model.")], endpoint: Endpoint = None) -> None:
+    """Let a model's weights leave memory again when others need the room."""
+    from ..protocol.messages import PinModel
+
+    with connect_control(endpoint) as control:
+        control.ask(PinModel(name, is_pinned=False))
+
+
+@app.command()
+@reports_errors
+def evict(name: Annotated[str, typer.Argument(help="Which model.")], endpoint: Endpoint = None) -> None:
+    """Move a model's weights from memory to the disk until they are needed; returns when that is done."""
+    from ..protocol.messages import EvictModel
+
+    with connect_control(endpoint) as control:
+        control.ask(EvictModel(name))
 
 
 if __name__ == "__main__":

@@ -5,26 +5,31 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..protocol.errors import InvalidRequest
-from ..protocol.messages import UnloadModel
+from ..protocol.messages import EvictModel, PinModel, UnloadModel
 from . import environment
 from .attach import attach
 from .checks import ConfigError, check_name, read_size
 from .connection import Connection
 from .control import ControlSocket
+from .devices import DeviceSettings, read_devices
 from .executor import PoolExecutor
 from .futures import PoolFuture
 from .handle import ModelHandle
 from .handover import hand_over
 from .launch import OwnedSupervisor
+from .memory_views import Memory
 from .model import Model
 from .options import RequestOptions
-from .settings import MAILBOX_BYTES, Settings
+from .settings import MAILBOX_BYTES, Settings, read_workers
 from .sources import app_paths, load_by_factory, load_by_name
 from .streams import ITEMS_AHEAD, AsyncStream, Stream
-from .views import Memory, ModelInfo, Status
+from .views import ModelInfo, Status
+
+if TYPE_CHECKING:
+    from .planning.views import Plan
 
 #: What the only model of ``Pool(model)`` is called.
 ONLY = "model"
@@ -40,7 +45,8 @@ class Pool:
     Args:
         models: a model, or a mapping of names to models. A model is a `Model` or what may be its ``source``:
             an object with tensors, a factory, or ``"package.module:name"``. One model alone is named "model".
-        workers: how many worker processes; default: the cores.
+        workers: how many worker processes; default: the cores. ``(1, 8)``: at least one, and up to eight as long
+            as requests wait for one. ``"auto"``: from one to the cores.
         slots: how many of them may run at once; default: the workers, at most the cores.
         adaptive: let the number of those that run at once follow what gives the highest throughput, up to
             ``slots``; default: where ``slots`` is not given.
@@ -51,6 +57,13 @@ class Pool:
             out to need.
         mailbox: how much shared memory each client may use for large arrays, in bytes or as ``"256MiB"``; with 0
             they travel through sockets, which is slower.
+        devices: how much memory the pool may take, such as ``{"cpu": {"budget": "2GiB", "reserve": "512MiB"}}``.
+            ``budget`` is the most that weights, slots, mailboxes and private memory of all its processes may take
+            together; default: all that this machine or container has but the reserve. ``reserve`` is what it
+            leaves free for others; default: a twentieth of that, at most 1 GiB. Weights that lie idle leave memory
+            for the disk when others need the room, and come back when they are needed; what cannot fit is refused.
+        max_private: a worker whose private memory grows beyond this, in bytes or as ``"2GiB"``, is replaced
+            between two requests; default: never.
         name: what the pool is called in status and logs.
 
     Raises:
@@ -64,24 +77,30 @@ class Pool:
         self,
         models: Any,
         *,
-        workers: int | None = None,
+        workers: int | tuple[int, int] | Literal["auto"] | None = None,
         slots: int | None = None,
         adaptive: bool | None = None,
         threads: int | None = None,
         pin: bool = True,
         slot: int | str = 0,
         mailbox: int | str = MAILBOX_BYTES,
+        devices: Mapping[str, Mapping[str, int | str] | DeviceSettings] | None = None,
+        max_private: int | str = 0,
         name: str = "pool",
     ) -> None:
         named = _named(models)
+        least_workers, most_workers = read_workers(workers)
         settings = Settings(
-            workers=environment.cores() if workers is None else workers,
+            workers=most_workers,
+            least_workers=least_workers,
             slots=slots or 0,
             adaptive=adaptive,
             threads=threads or 0,
             pin=pin,
             slot_bytes=read_size("slot", slot),
             mailbox_bytes=read_size("mailbox", mailbox),
+            devices=read_devices(devices or {}),
+            max_private_bytes=read_size("max_private", max_private),
             name=name,
         )
         self._held_bytes: dict[str, int] = {}
@@ -228,6 +247,53 @@ class Pool:
         with self._control() as control:
             control.ask(UnloadModel(name))
         self._held_bytes.pop(name, None)
+
+    def pin(self, name: str) -> None:
+        """Keep a model's weights in memory: load them or bring them back if they are not, and never evict them.
+
+        Returns at once; requests wait for the weights as ever.
+
+        Raises:
+            ModelNotFound: no model has this name.
+            InvalidRequest: the pool is reached over tcp.
+        """
+        with self._control() as control:
+            control.ask(PinModel(check_name("model", name), is_pinned=True))
+
+    def unpin(self, name: str) -> None:
+        """Let a model's weights be evicted again when they lie idle and their memory is needed.
+
+        Raises:
+            ModelNotFound: no model has this name.
+            InvalidRequest: the pool is reached over tcp.
+        """
+        with self._control() as control:
+            control.ask(PinModel(check_name("model", name), is_pinned=False))
+
+    def evict(self, name: str) -> None:
+        """Move a model's weights from memory to the disk; returns when that is done.
+
+        They come back with the next request. What the model shares with others that are in memory stays.
+
+        Raises:
+            ModelNotFound: no model has this name.
+            InvalidRequest: it is pinned, in use by attached processes or sessions, or not loaded.
+            OutOfBudget: there is no room on the disk.
+        """
+        with self._control() as control:
+            control.ask(EvictModel(check_name("model", name)))
+
+    def plan(self, models: Any) -> Plan:
+        """Tell what models would take in a pool like this one, before they are loaded, see `planning.plan.plan`.
+
+        For those that this pool has already, what they take stands beside it.
+
+        Raises:
+            ConfigError: a model cannot be.
+        """
+        from .planning.plan import plan_like
+
+        return plan_like(self, models)
 
     def attach(self, name: str) -> Any:
         """Return a model itself, in this process, its weights mapped from the one copy.

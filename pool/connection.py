@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ..protocol.errors import InvalidRequest, PoolError, SupervisorLost, from_record
-from ..protocol.frames import pack_header, unpack_header
 from ..protocol.messages import (
     Cancel,
     Continue,
@@ -31,10 +30,12 @@ from ..protocol.messages import (
     Welcome,
 )
 from ..protocol.values import Buffer, decode
-from .control import ControlSocket
+from .control import ControlSocket, connect
 from .forks import tell_of_forks
 from .futures import Expected, PoolFuture
 from .link import Link
+from .link_unix import UnixLink
+from .link_zmq import ZmqLink
 from .options import RequestOptions
 from .parcels import MethodKey, Parcels
 from .receiving import Receiver, Waitable
@@ -81,17 +82,20 @@ class Connection:
         if endpoint.startswith("ipc://"):
             self.directory = endpoint.removeprefix("ipc://")
             self._control = ControlSocket(self.directory)
-            token, target = self._control.admit()
+            token = self._control.admit()
             self._parcels = Parcels(self._control)
+            try:
+                self._link: Link = UnixLink(connect(self.directory))
+            except BaseException:
+                self._control.close()
+                raise
         elif endpoint.startswith("tcp://"):
-            target = endpoint
             _check_reachable(endpoint)
+            self._link = ZmqLink(endpoint, lambda: self._receiver.is_active)
         else:
             raise InvalidRequest(f"endpoint {endpoint!r}: it must start with ipc:// or tcp://")
-        descriptor = self._control.fileno() if self._control is not None else None
-        self._link = Link(descriptor, lambda: self._receiver.is_active)
         try:
-            self.welcome = self._say_hello(target, token)
+            self.welcome = self._say_hello(token)
         except BaseException:
             self.close()
             raise
@@ -130,7 +134,13 @@ class Connection:
             number, options.model, options.method, options.timeout_s or 0.0, options.retries, options.priority,
             options.session, count, credit, body, places, reply,
         )  # fmt: skip
-        self._send(message, buffers)
+        try:
+            self._send(message, buffers)
+        except InvalidRequest:  # it cannot travel
+            self._expected.pop(number, None)
+            if parcels is not None:
+                parcels.ended(number)
+            raise
 
     def expects_large(self, key: MethodKey) -> bool:
         """Whether results of this model and method have had large arrays lately."""
@@ -161,6 +171,8 @@ class Connection:
         """Give up an answer; with ``kill`` even at the price of the worker that is at it."""
         if self._give_up(number, kill=kill):
             self._await_release(number)
+            if self._link.has_unsent:
+                self.keep_receiving()  # nobody may be waiting for anything else
 
     def abandon(self, number: int) -> None:
         """Give up an answer that nobody can ask for any more. This may be called while garbage is collected."""
@@ -214,16 +226,15 @@ class Connection:
     def _give_up(self, number: int, *, kill: bool) -> bool:
         if self._expected.pop(number, None) is None or self._end is not None or self._is_forked:
             return False
-        self._link.leave(pack_header(Cancel(number, kill)))
+        self._link.leave(Cancel(number, kill))
         return True
 
     def _send(self, message: Message, buffers: Sequence[Buffer]) -> None:
-        frames: list[Buffer] = [pack_header(message), *buffers]
         while True:
             if self._end is not None:
                 self._expected.clear()
                 raise self._end
-            if self._link.send(frames):
+            if self._link.send(message, buffers):
                 return
             self._receiver.read_once()  # the supervisor takes no more as long as we take no answers
             time.sleep(_SEND_RETRY_S)
@@ -251,13 +262,13 @@ class Connection:
 
     def _read(self) -> bool:
         """Take what has arrived; return whether there may be more."""
-        arrived, has_more = self._link.read()
+        has_more = self._link.read()
         try:
-            for frames in arrived:
-                message = unpack_header(frames[0])
+            while (arrived := self._link.take()) is not None:
+                message, buffers = arrived
                 handler = self._handlers.get(type(message))
                 if handler is not None:
-                    handler(message, frames[1:])
+                    handler(message, buffers)
         except PoolError as error:  # what came is no message: nothing that follows could be trusted
             self._fail_all(error)
         return has_more
@@ -294,7 +305,7 @@ class Connection:
 
     def _is_due(self) -> bool:
         """Whether something is still to come: answers, or memory."""
-        return bool(self._expected or self._parcels)
+        return bool(self._expected or self._parcels or self._link.has_unsent)
 
     def _await_release(self, number: int) -> None:
         """Go on receiving until a request that was given up or has failed is in no worker's hands any more."""
@@ -311,11 +322,10 @@ class Connection:
 
     # --- beginning and end ----------------------------------------------------------------------------------
 
-    def _say_hello(self, target: str, token: bytes) -> Welcome:
-        header = self._link.connect(target, pack_header(Hello(token, os.getpid())), _HELLO_S)
-        if header is None:
+    def _say_hello(self, token: bytes) -> Welcome:
+        answer = self._link.greet(Hello(token, os.getpid()), _HELLO_S)
+        if answer is None:
             raise SupervisorLost(f"nobody answers at {self.endpoint}; start one with `onecopy serve pool.toml`")
-        answer = unpack_header(header)
         if isinstance(answer, Rejected):
             raise from_record(answer.error)
         if not isinstance(answer, Welcome):
@@ -342,7 +352,7 @@ class Connection:
             self._control.shut()  # a thread may be asking for memory
             self._parcels.mailboxes.close()
         with self._receiver.role:
-            self._link.close(pack_header(Goodbye()))
+            self._link.close(Goodbye())
             if self._control is not None:
                 self._control.close()
 

@@ -28,6 +28,24 @@ from ..protocol.messages import (
 from .runtime import CONTROL
 
 
+def connect(directory: str) -> socket.socket:
+    """Return a new connection to the supervisor whose sockets lie in a folder.
+
+    Raises:
+        SupervisorLost: nobody serves there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(os.path.join(directory, CONTROL))
+    except OSError as error:
+        sock.close()
+        raise SupervisorLost(
+            f"nobody serves at ipc://{directory} ({error.strerror or error}); "
+            "start a supervisor with `onecopy serve pool.toml`"
+        ) from None
+    return sock
+
+
 class ControlSocket:
     """A connection to the supervisor whose sockets lie in a folder.
 
@@ -37,16 +55,7 @@ class ControlSocket:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.connect(os.path.join(directory, CONTROL))
-        except OSError as error:
-            sock.close()
-            raise SupervisorLost(
-                f"nobody serves at ipc://{directory} ({error.strerror or error}); "
-                "start a supervisor with `onecopy serve pool.toml`"
-            ) from None
-        self._channel = Channel(sock)
+        self._channel = Channel(connect(directory))
 
     def __enter__(self) -> Self:
         return self
@@ -58,8 +67,8 @@ class ControlSocket:
         """Return the descriptor, which hangs up when the supervisor ends."""
         return self._channel.fileno()
 
-    def admit(self) -> tuple[bytes, str]:
-        """Return a token that lets this process in, and the ipc endpoint at which to present it.
+    def admit(self) -> bytes:
+        """Return a token that lets this process in.
 
         Raises:
             SupervisorLost: there is no answer; this socket is closed then.
@@ -70,7 +79,7 @@ class ControlSocket:
             self.close()
             raise
         assert isinstance(answer, Admitted)
-        return answer.token, answer.endpoint
+        return answer.token
 
     def ask(self, message: Message, fds: Sequence[int] = ()) -> Message:
         """Send a message and wait for its answer.

@@ -91,6 +91,11 @@ ABILITIES: Final[tuple[Ability, ...]] = (
         "memory mappings", "a mapping of each region in each worker", partial(abilities.mappings, 65530),
         "a worker that needs more cannot make the model ready, and says so",
     ),
+    Ability("memory and cores", "what a pool may take, unless it is given less", abilities.limits),
+    Ability(
+        "spill folder", "weights that are evicted while others need their memory", abilities.spill_folder,
+        "they stay in memory, and what does not fit beside them is refused",
+    ),
     Ability(
         "workspace slots", "activations in memory that workers use one after the other", abilities.slots,
         "runs take private memory, and slots only bound how many run at once",

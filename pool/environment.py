@@ -9,6 +9,8 @@ import importlib.util
 import os
 import tempfile
 
+from .memory.machine import LinuxMachine
+
 
 def my_cores() -> list[int]:
     """Return the cores that this process may use."""
@@ -16,19 +18,24 @@ def my_cores() -> list[int]:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Return how many cores' worth of time this process may use: those above, or less where a group limits it."""
+    return LinuxMachine().cores()
 
 
 def memory_bytes() -> int:
-    """Return how much memory the machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return how much memory this process may take: what the machine has, or less where a group limits it."""
+    return LinuxMachine().total_bytes()
+
+
+def cache_folder() -> str:
+    """Return the folder in which this user's pools keep what can be made again: ``$ONECOPY_CACHE_DIR``, if set."""
+    cache = os.environ.get("XDG_CACHE_HOME", "") or os.path.expanduser("~/.cache")
+    return os.environ.get("ONECOPY_CACHE_DIR", "") or os.path.join(cache, "onecopy")
 
 
 def history_path() -> str:
     """Return the file in which this user's pools remember what models need."""
-    cache = os.environ.get("XDG_CACHE_HOME", "") or os.path.expanduser("~/.cache")
-    return os.path.join(os.environ.get("ONECOPY_CACHE_DIR", "") or os.path.join(cache, "onecopy"), "needs.json")
+    return os.path.join(cache_folder(), "needs.json")
 
 
 def runtime_base() -> str:

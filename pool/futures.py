@@ -10,8 +10,8 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from concurrent.futures._base import CANCELLED
-from typing import TYPE_CHECKING, Any, Protocol
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..protocol.messages import Reply
 from ..protocol.tensors import Buffer
@@ -19,6 +19,8 @@ from .parcels import MethodKey
 
 if TYPE_CHECKING:
     from .connection import Connection
+
+_DONE: Final = frozenset({CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED})
 
 
 class Expected(Protocol):
@@ -83,6 +85,10 @@ class PoolFuture(Future[Any]):
     def condition(self) -> threading.Condition:
         """Notified when the answer is there."""
         return self._condition
+
+    def done(self) -> bool:
+        """Return whether the answer is there, or was given up; without the lock, which one look does not need."""
+        return self._state in _DONE
 
     def result(self, timeout: float | None = None) -> Any:
         """Return what the model returned, waiting up to ``timeout`` seconds.

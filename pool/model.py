@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
-from ..protocol.limits import MAX_BATCH, MAX_REQUESTS_PER_CLIENT, MAX_SHARE, MAX_WAIT_MS
+from ..protocol.limits import MAX_BATCH, MAX_REQUESTS_PER_CLIENT, MAX_SHARE, MAX_WAIT_MS, MAX_WORKERS
 from .checks import ConfigError, check_choice, check_count, check_flag, check_name, check_number
 
 SourceKind = Literal["object", "factory", "import", "path"]
@@ -77,11 +77,15 @@ class Model:
         share: the model's part of the workers' time when there is not enough for all, relative to the others'.
         max_queue: how many of its calls may wait; what comes then fails with `PoolBusy`. 0: as many as a
             client may have.
+        min_workers: as long as fewer workers run it, and it has requests, its turn comes before others', whatever
+            the shares are.
+        max_workers: how many workers may run it at once; 0: all. Requests of a session go to their worker anyhow.
         adaptive: let size and wait of batches follow what runs are measured to take, within ``max_batch`` and
             ``max_wait_ms``: smaller ones where a call gains nothing from company.
         grad: run with autograd; otherwise every run is under ``torch.inference_mode``.
         warm: load the model when the pool starts, and thaw it once, before workers are forked: they share that
             memory too, and their first request waits for nothing. Unloading it takes a new set of workers.
+        pin: keep the weights in memory once they are there, even if they lie idle and others need the room.
         repoint: let the tensors of an object that was passed in use the one copy too, so that this process
             does not keep a second one.
 
@@ -110,9 +114,12 @@ class Model:
     split: str = ""
     share: float = 1.0
     max_queue: int = 0
+    min_workers: int = 0
+    max_workers: int = 0
     adaptive: bool = True
     grad: bool = False
     warm: bool = False
+    pin: bool = False
     repoint: bool = True
 
     def __post_init__(self) -> None:
@@ -128,6 +135,7 @@ class Model:
         check_choice("on_overflow", self.on_overflow, ("spill", "error"))
         check_name("workspace", self.workspace)
         check_name("method", self.method)
+        check_flag("pin", self.pin)
         self._check_scheduling()
         self._check_kind()
 
@@ -137,6 +145,8 @@ class Model:
         check_number("max_wait_ms", self.max_wait_ms, 0, MAX_WAIT_MS)
         check_number("share", self.share, 0, MAX_SHARE, excluded=True)
         check_count("max_queue", self.max_queue, 0, MAX_REQUESTS_PER_CLIENT)
+        check_count("max_workers", self.max_workers, 0, MAX_WORKERS)
+        check_count("min_workers", self.min_workers, 0, self.max_workers or MAX_WORKERS)
         check_flag("adaptive", self.adaptive)
         for key in ("collate", "split"):
             hook = getattr(self, key)
@@ -186,9 +196,10 @@ class Model:
             "sharing": self.sharing, "workspace": self.workspace, "on_overflow": self.on_overflow,
             "max_batch": self.max_batch, "max_wait_ms": float(self.max_wait_ms), "collate": self.collate,
             "split": self.split, "share": float(self.share), "max_queue": self.max_queue,
+            "min_workers": self.min_workers, "max_workers": self.max_workers,
             "adaptive": self.adaptive,
         }  # fmt: skip
-        for key in ("weights", "dtype", "task", "trusted"):
+        for key in ("weights", "dtype", "task", "trusted", "pin"):
             if value := getattr(self, key):
                 options[key] = value
         if isinstance(self.prepare, str):

@@ -4,6 +4,9 @@ Whoever waits for an answer takes the role if it is free, handles everything tha
 another waiter when its own answer is there. A switch of threads would cost more than all decoding. Only when
 nobody waits, but answers are due (callbacks, asyncio, ``concurrent.futures.wait``), a background thread takes
 the role, after a short delay in which a waiter may come.
+
+A signal handler may raise in whoever waits, as Ctrl-C does, and the role must be free afterwards. So that it was
+taken is noted by the very call that takes it.
 """
 
 from __future__ import annotations
@@ -68,36 +71,48 @@ class Receiver:
 
     def read_once(self) -> None:
         """Handle what has arrived, unless another thread does."""
-        if self.role.acquire(blocking=False):
-            try:
+        held: list[bool] = []
+        try:
+            held.extend(map(self.role.acquire, (False,)))
+            if held[0]:
                 self._read()
-            finally:
-                self._hand_over()
+        finally:
+            if held == [True]:
+                self.role.release()
+                self._wake_follower()
 
     def wait(self, waitable: Waitable, timeout: float | None = None) -> None:
         """Return when the waitable is done, or after ``timeout`` seconds; receive meanwhile if nobody does."""
         deadline = None if timeout is None else time.monotonic() + timeout
         self._followers[waitable] = None
         try:
-            while True:
-                with waitable.condition:
-                    if waitable.done():
-                        return
-                    left_s = None if deadline is None else deadline - time.monotonic()
-                    if left_s is not None and left_s <= 0:
-                        return
-                    leads = self.role.acquire(blocking=False)
-                    if not leads:
-                        waitable.condition.wait(left_s)
-                if leads:
-                    try:
-                        self._receive_until(waitable.done, deadline)
-                    finally:
-                        self._hand_over()
+            while self._is_to_be_awaited(waitable, deadline):
+                continue
         finally:
             self._followers.pop(waitable, None)
             if self._followers and not self.role.locked():
                 self._wake_follower()  # this one was woken to take the role, and left without
+
+    def _is_to_be_awaited(self, waitable: Waitable, deadline: float | None) -> bool:
+        """Wait for a while, or receive; return whether there is a reason to go on."""
+        held: list[bool] = []
+        try:
+            with waitable.condition:
+                if waitable.done():
+                    return False
+                left_s = None if deadline is None else deadline - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    return False
+                held.extend(map(self.role.acquire, (False,)))
+                if not held[0]:
+                    waitable.condition.wait(left_s)
+            if held[0]:
+                self._receive_until(waitable.done, deadline)
+        finally:
+            if held == [True]:
+                self.role.release()
+                self._wake_follower()
+        return True
 
     def keep_receiving(self, *, urgent: bool = False) -> None:
         """See to it that answers are received although nobody waits for them; within 2 ms, or at once."""
@@ -133,16 +148,12 @@ class Receiver:
                     try:
                         self._receive_until(lambda: not self._is_due(), None)
                     finally:
-                        self._hand_over()
+                        self.role.release()
+                        self._wake_follower()
             elif time.monotonic() - idle_since > _AWAKE_S:
                 self._pump_wanted.clear()
                 if self._is_due():  # submitted just before the flag was cleared
                     self._pump_wanted.set()
-
-    def _hand_over(self) -> None:
-        """Give up receiving."""
-        self.role.release()
-        self._wake_follower()
 
     def _wake_follower(self) -> None:
         """Have one that still waits take the role over."""
@@ -154,15 +165,13 @@ class Receiver:
 
     def _receive_until(self, done: Callable[[], bool], deadline: float | None) -> None:
         """Handle what arrives until done, too late, or the supervisor is lost."""
-        while not self._is_over():
-            has_more = self._read()
-            if done() or self._is_over():
-                return
-            if has_more:
-                continue
-            timeout_ms = None
+        timeout_ms = None
+        has_more = False
+        while not (done() or self._is_over()):
             if deadline is not None:
                 timeout_ms = (deadline - time.monotonic()) * 1000
                 if timeout_ms <= 0:
                     return
-            self._sleep(timeout_ms)
+            if not has_more:
+                self._sleep(timeout_ms)
+            has_more = self._read()

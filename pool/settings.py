@@ -8,17 +8,16 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..protocol.limits import MAX_BUFFER_BYTES
+from ..protocol.limits import MAX_BUFFER_BYTES, MAX_WORKERS
 from . import environment
 from .checks import ConfigError, check_count, check_flag, check_keys, check_name
+from .devices import DeviceSettings, read_devices
 
 #: What one client may have in mailboxes unless it is said otherwise.
 MAILBOX_BYTES: Final = 256 << 20
-#: Workers beyond this are surely a mistake; each is a process.
-MAX_WORKERS: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,9 @@ class Settings:
     """What a supervisor is told when it starts.
 
     Args:
-        workers: how many worker processes.
+        workers: how many worker processes, at most.
+        least_workers: how many at least: more are forked while requests wait for one, and let go when they were
+            idle for long; 0: there are always as many.
         slots: how many of them may run at once; default: the workers, at most the cores.
         adaptive: let the number of workers that run at once follow what gives the highest throughput, between one
             and ``slots``; default: where ``slots`` is not given.
@@ -36,14 +37,19 @@ class Settings:
         name: what the pool is called in status and logs.
         mailbox_bytes: how much memory one local client may have for its large arrays, and for those of results;
             with 0 they all travel through sockets, which is slower.
-        mailbox_total_bytes: how much all clients together may have; default: an eighth of the machine's memory.
+        mailbox_total_bytes: how much all clients together may have; default: an eighth of the budget, or of the
+            memory that this machine or container has.
         listen: tcp endpoints on loopback, besides the ipc endpoint that is always there.
+        devices: by name, how much memory of each device the pool may take.
+        max_private_bytes: a worker whose private memory grows beyond this is replaced between two requests; 0:
+            none is.
 
     Raises:
         ConfigError: something of it cannot be.
     """
 
     workers: int = 1
+    least_workers: int = 0
     slots: int = 0
     adaptive: bool | None = None
     threads: int = 0
@@ -53,9 +59,12 @@ class Settings:
     mailbox_bytes: int = MAILBOX_BYTES
     mailbox_total_bytes: int = 0
     listen: tuple[str, ...] = ()
+    devices: Mapping[str, DeviceSettings] = field(default_factory=lambda: read_devices({}))
+    max_private_bytes: int = 0
 
     def __post_init__(self) -> None:
         check_count("workers", self.workers, 1, MAX_WORKERS)
+        check_count("the least number of workers", self.least_workers, 0, self.workers)
         if self.adaptive is None:
             object.__setattr__(self, "adaptive", not self.slots)
         check_flag("adaptive", self.adaptive)
@@ -68,17 +77,24 @@ class Settings:
         check_count("slot_bytes", self.slot_bytes, 0, 1 << 48)
         check_name("name", self.name)
         check_count("mailbox_bytes", self.mailbox_bytes, 0, MAX_BUFFER_BYTES)
-        total_bytes = self.mailbox_total_bytes or environment.memory_bytes() // 8
+        most_bytes = self.devices["cpu"].budget_bytes or environment.memory_bytes()
+        total_bytes = self.mailbox_total_bytes or most_bytes // 8
         object.__setattr__(self, "mailbox_total_bytes", total_bytes)
         check_count("mailbox_total_bytes", total_bytes, 1, 1 << 48)
         for endpoint in self.listen:
             check_listen(endpoint)
+        check_count("max_private_bytes", self.max_private_bytes, 0, 1 << 48)
 
     @property
     def seat_cores(self) -> list[list[int]]:
-        """By slot, the cores that runs there may use; empty: any, because there are too few to tell them apart."""
+        """By slot, the cores that runs there may use; empty: any, because there are too few to tell them apart.
+
+        Nor where a control group grants less time than all these cores have: it says how much, not where, and each
+        container of a machine would take the same cores first.
+        """
         mine = environment.my_cores()
-        if not self.pin or self.slots * self.threads > len(mine):
+        is_limited = environment.cores() < len(mine)
+        if not self.pin or is_limited or self.slots * self.threads > len(mine):
             return []
         return [mine[seat * self.threads :][: self.threads] for seat in range(self.slots)]
 
@@ -92,7 +108,33 @@ class Settings:
         check_keys("the settings", values, cls)
         plain = dict(values)
         plain["listen"] = tuple(plain.get("listen", ()))
+        devices = {name: DeviceSettings(**one) for name, one in plain.get("devices", {}).items()}
+        plain["devices"] = read_devices(devices)
         return cls(**plain)
+
+
+def read_workers(value: Any) -> tuple[int, int]:
+    """Return how many workers there shall be at least, 0 for always as many, and at most.
+
+    Args:
+        value: a number; two, the least and the most; ``"auto"``: from one to the cores; None: the cores.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if value is None:
+        return 0, environment.cores()
+    if value == "auto":
+        return 1, environment.cores()
+    if type(value) is int:
+        return 0, value
+    if isinstance(value, tuple | list):
+        least, most = value if len(value) == 2 else (0, 0)
+        if type(least) is type(most) is int and 1 <= least <= most:
+            return least, most
+    raise ConfigError(
+        f"workers must be a whole number, two (the least and the most, such as [1, 8]), or 'auto'; not {value!r}"
+    )
 
 
 def check_listen(endpoint: str) -> None:

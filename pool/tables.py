@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .views import Memory, ModelInfo, Status, WeightsInfo, size
+from .memory_views import DeviceInfo, Memory, WeightsInfo
+from .views import ModelInfo, Status, size
 
 #: Width where there is no terminal to fit: nothing is to be folded in a file or pipe.
 _WIDE: Final = 400
@@ -61,7 +62,12 @@ def show_memory(memory: Memory) -> None:
         f"without sharing they would take {size(memory.weights_bytes_unshared)}; "
         f"slots {size(memory.slots_bytes)}, mailboxes {size(memory.mailboxes_bytes)}"
     )
-    columns = ["model", "state", "size>", "own>", "shared with", "private per worker>", "workers>", "attached>"]
+    columns = ["device", "used>", "of>", "free>", "reserve>", "used by", "evicted>", "on disk>"]
+    table(columns, map(_device_row, memory.devices))
+    columns = [
+        "model", "state", "lies in", "size>", "own>", "shared with", "private per worker>", "workers>",
+        "attached>", "evicted>",
+    ]  # fmt: skip
     table(columns, map(_weights_row, memory.weights))
     rows = [
         (one.role, str(one.pid), size(one.pss_bytes), size(one.private_bytes), one.device)
@@ -75,11 +81,20 @@ def show_memory(memory: Memory) -> None:
             say(f"{one.model}: {one.opaque_parts}")
 
 
+def _device_row(one: DeviceInfo) -> Sequence[str]:
+    accounts = ", ".join(f"{name} {size(taken)}" for name, taken in one.accounts.items() if taken)
+    return (
+        one.name, size(one.used_bytes), size(one.limit_bytes), size(one.free_bytes), size(one.reserve_bytes),
+        accounts, size(one.evicted_bytes), size(one.disk_bytes),
+    )  # fmt: skip
+
+
 def _weights_row(one: WeightsInfo) -> Sequence[str]:
     shared = ", ".join(f"{name} {size(size_bytes)}" for name, size_bytes in one.shared_with.items())
     return (
-        one.model, one.state, size(one.size_bytes), size(one.own_bytes), shared, size(one.private_bytes),
-        str(one.workers), str(one.attached),
+        one.model, f"{one.state}, pinned" if one.is_pinned else one.state, one.tier, size(one.size_bytes),
+        size(one.own_bytes), shared, size(one.private_bytes), str(one.workers), str(one.attached),
+        str(one.evictions),
     )  # fmt: skip
 
 

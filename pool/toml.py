@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from .checks import ConfigError, check_keys, check_name, read_size
+from .devices import read_devices
 from .model import Model, full_path, full_source
-from .settings import Settings
+from .settings import Settings, read_workers
 
 #: The keys that may be sizes as people write them.
-_SIZES: Final = ("slot", "mailbox", "mailbox_total")
+_SIZES: Final = ("slot", "mailbox", "mailbox_total", "max_private")
 
 
 def read_toml(path: str) -> tuple[Settings, dict[str, Model]]:
@@ -47,15 +48,21 @@ def _from_document(document: dict[str, Any], folder: str) -> tuple[Settings, dic
     check_keys("the top level", document, Settings, also=("models", *_SIZES))
     if not isinstance(document.get("listen", []), list):
         raise ConfigError("listen must be a list of endpoints")
+    workers = document.pop("workers", None)
     types_ = {
-        "workers": int, "slots": int, "adaptive": bool, "threads": int, "pin": bool, "name": str, "listen": list,
-        "slot_bytes": int, "mailbox_bytes": int, "mailbox_total_bytes": int,
+        "slots": int, "adaptive": bool, "threads": int, "pin": bool, "name": str, "listen": list,
+        "slot_bytes": int, "mailbox_bytes": int, "mailbox_total_bytes": int, "max_private_bytes": int,
+        "devices": dict,
     }  # fmt: skip
     _check_types("", document, types_)
     models: dict[str, Model] = {}
     for name, table in cast("dict[str, Any]", tables).items():
         models[check_name("model", name)] = _model_from_table(f"models.{name}", table, folder)
-    return Settings.from_wire(document), models
+    if workers is not None:
+        document["least_workers"], document["workers"] = read_workers(workers)
+    document["devices"] = read_devices(document.get("devices", {}))
+    document["listen"] = tuple(document.get("listen", ()))
+    return Settings(**document), models
 
 
 def _model_from_table(where: str, table: Any, folder: str) -> Model:
@@ -69,7 +76,8 @@ def _model_from_table(where: str, table: Any, folder: str) -> Model:
         "source": str, "args": list, "kwargs": dict, "weights": str, "dtype": str, "task": str, "trusted": bool,
         "prepare": str, "method": str, "residency": str, "sharing": str, "workspace": str,
         "on_overflow": str, "max_batch": int, "max_wait_ms": float, "collate": str, "split": str, "share": float,
-        "max_queue": int, "adaptive": bool, "grad": bool, "warm": bool, "repoint": bool,
+        "max_queue": int, "min_workers": int, "max_workers": int, "adaptive": bool,
+        "grad": bool, "warm": bool, "pin": bool, "repoint": bool,
     }  # fmt: skip
     _check_types(f"{where}.", {key: value for key, value in values.items() if key != "example"}, types_)
     try:

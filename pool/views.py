@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
-
-#: Parts of a model that are named before the others are only counted.
-_NAMED_PARTS: Final = 3
+from typing import Any, Self
 
 
 class View:
@@ -52,8 +49,9 @@ class ModelInfo(View):
     """One model.
 
     Attributes:
-        state: ``declared`` (loaded when needed), ``building``, ``adopting``, ``ready``, ``failed``.
-        weights_bytes: its one copy.
+        state: ``declared`` (loaded when needed), ``building``, ``adopting``, ``ready``, ``failed``; ``evicting``,
+            ``evicted`` (out of memory until it is needed), ``returning``.
+        weights_bytes: its one copy, in memory or not.
         workers: how many hold it.
         queued: how many calls wait for a worker.
         running: how many attempts workers have.
@@ -92,109 +90,6 @@ class ModelInfo(View):
             f"{self.queued} queued, {self.running} running, {self.answered} answered, {self.failed} failed"
         )
         return f"{text}, {self.batch}" if self.batch.most > 1 else text
-
-
-@dataclass(frozen=True)
-class ProcessInfo(View):
-    """One process: its share of memory, and what of it no other process could share."""
-
-    pid: int
-    role: str
-    pss_bytes: int
-    private_bytes: int
-    device: str
-
-
-@dataclass(frozen=True)
-class WeightsInfo(View):
-    """One weight set: a version of a model, as it lies in memory.
-
-    Attributes:
-        size_bytes: its one copy.
-        own_bytes: what of it no other model lies in: what unloading it would free.
-        shared_with: by model, the bytes that both lie in.
-        private_bytes: what it took a worker besides, when it was last thawed: Python objects, vocabularies, and
-            what lies outside of torch's storages.
-        opaque: those parts of it, by path, and why they cannot be shared.
-        workers, attached: how many workers and other processes hold it.
-        is_rebuilt: whether each worker builds it anew around the one copy, because it cannot be pickled.
-    """
-
-    model: str
-    state: str
-    size_bytes: int
-    own_bytes: int
-    shared_with: dict[str, int]
-    private_bytes: int
-    opaque: dict[str, str]
-    workers: int
-    attached: int
-    is_rebuilt: bool
-
-    def __str__(self) -> str:
-        text = f"{self.model}: {size(self.size_bytes)} in {self.workers} workers"
-        if self.attached:
-            text += f" and {self.attached} attached processes"
-        shared = ", ".join(f"{size(count)} with {name}" for name, count in self.shared_with.items())
-        if shared:
-            text += f"; {size(self.own_bytes)} its own, {shared}"
-        return f"{text}; {self.opaque_parts}" if self.opaque else text
-
-    @property
-    def opaque_parts(self) -> str:
-        """What is private to each worker, in a sentence that names the first few; empty if nothing is."""
-        if not self.opaque:
-            return ""
-        named = ", ".join(list(self.opaque)[:_NAMED_PARTS])
-        more = len(self.opaque) - _NAMED_PARTS
-        reasons = "; ".join(dict.fromkeys(self.opaque.values()))
-        return f"private to each worker: {named}{f' and {more} more' if more > 0 else ''} ({reasons})"
-
-
-@dataclass(frozen=True)
-class Memory(View):
-    """What the pool takes, in bytes.
-
-    Attributes:
-        total_bytes: the processes' proportional share of anonymous and file pages, and all regions once.
-        weights_bytes: the one copy of all weights.
-        weights_bytes_unshared: what private copies in the workers that hold them would take.
-        slots_bytes: the slots that runs take their memory from, as far as it was ever used.
-        mailboxes_bytes: the memory in which large arrays of local clients travel, as far as it was ever used.
-        spilled_bytes: the most that a run took outside of its slot since that has its present size, for each ring.
-        app_held_bytes: what this app still holds of objects that it passed in, besides the one copy.
-        weights: each weight set.
-        processes: each process of the pool; the app itself is not one.
-    """
-
-    total_bytes: int
-    weights_bytes: int
-    weights_bytes_unshared: int
-    slots_bytes: int
-    mailboxes_bytes: int
-    spilled_bytes: int
-    weights: tuple[WeightsInfo, ...]
-    processes: tuple[ProcessInfo, ...]
-    app_held_bytes: int = 0
-
-    @classmethod
-    def from_wire(cls, values: Mapping[str, Any]) -> Self:
-        """Return the view of what a supervisor told."""
-        processes = tuple(ProcessInfo.from_wire(one) for one in values["processes"])
-        weights = tuple(WeightsInfo.from_wire(one) for one in values["weights"])
-        return super().from_wire({**values, "processes": processes, "weights": weights})
-
-    def __str__(self) -> str:
-        unshared = size(self.weights_bytes_unshared)
-        weights = f"weights {size(self.weights_bytes)}, unshared {unshared}"
-        used = f"slots {size(self.slots_bytes)}, mailboxes {size(self.mailboxes_bytes)}"
-        lines = [f"{size(self.total_bytes)} in all; {weights}; {used}"]
-        lines += [f"  {one}" for one in self.weights]
-        lines += [
-            f"  {one.role:<10} {one.pid:>7}  {size(one.pss_bytes):>10}  private {size(one.private_bytes):>10}"
-            for one in self.processes
-        ]
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -279,6 +174,7 @@ class Status(View):
 
     Attributes:
         slots: how many workers may run at once, at most.
+        workers_note: why there are as many workers as there are.
         concurrency: how many may now.
         concurrency_note: why that is so.
         sessions: how many sessions workers have.
@@ -296,6 +192,7 @@ class Status(View):
     uptime_s: float
     is_stopping: bool
     slots: int
+    workers_note: str
     concurrency: int
     concurrency_note: str
     sessions: int
@@ -323,6 +220,7 @@ class Status(View):
 
     def __str__(self) -> str:
         lines = [f"pool {self.name}, pid {self.pid}, up {self.uptime_s:.0f} s, {self.unanswered} unanswered"]
+        lines += [f"  {len(self.workers)} workers ({self.workers_note})"]
         lines += [f"  {self.concurrency} of {self.slots} run at once ({self.concurrency_note})"]
         lines += [f"  worker {one.pid}: {one.state}, {one.runs} runs" for one in self.workers]
         lines += [f"  {model}" for model in self.models]

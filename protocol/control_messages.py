@@ -31,7 +31,7 @@ class Admit(NamedTuple):
 
 
 class Admitted(NamedTuple):
-    """Use the token at the ipc endpoint, within a few seconds."""
+    """Say `Hello` with the token on another connection to this socket or at the endpoint, within a few seconds."""
 
     token: bytes
     endpoint: str
@@ -65,6 +65,19 @@ class LoadModel(NamedTuple):
 
 class UnloadModel(NamedTuple):
     """Let what was submitted finish, then forget the model and free its memory."""
+
+    name: str
+
+
+class PinModel(NamedTuple):
+    """Keep a model's weights in memory once they are there, or (``is_pinned`` false) let them be evicted again."""
+
+    name: str
+    is_pinned: bool
+
+
+class EvictModel(NamedTuple):
+    """Move a model's weights out of memory until they are needed again."""
 
     name: str
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import msgpack
@@ -79,34 +80,59 @@ def check_buffers(sizes_bytes: Sequence[int]) -> None:
             raise InvalidRequest(f"a buffer of {size_bytes:,} bytes; at most {MAX_BUFFER_BYTES:,}")
 
 
+def multipart(message: Message, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+    """Return the frames of a message.
+
+    Raises:
+        InvalidRequest: the other side would refuse it: a limit is exceeded.
+    """
+    if buffers:
+        check_buffers([memoryview(buffer).nbytes for buffer in buffers])
+    return [_checked_header(message, 0), *buffers]
+
+
 def stream_parts(message: Message, buffers: Sequence[Buffer] = (), fds: int = 0) -> list[Buffer]:
     """Return the pieces that stand for a message in a stream, small ones joined.
 
     Raises:
         InvalidRequest: the other side would refuse it: a limit is exceeded.
     """
+    header = _checked_header(message, fds)
+    if not buffers:
+        return [_PREFIX.pack(WIRE_VERSION, fds, 0, len(header)) + header]
+    sizes_bytes = [memoryview(buffer).nbytes for buffer in buffers]
+    check_buffers(sizes_bytes)
+    prefix = _PREFIX.pack(WIRE_VERSION, fds, len(buffers), len(header))
+    sizes = struct.pack(f"<{len(sizes_bytes)}Q", *sizes_bytes)
+    return [prefix + sizes + header, *buffers]
+
+
+def _checked_header(message: Message, fds: int) -> bytes:
     header = pack_header(message)
     if fds > MAX_FDS or len(header) > MAX_HEADER_BYTES:
         what = f"{type(message).__name__} with {fds} fds and {len(header):,} header bytes"
         raise InvalidRequest(f"{what}: at most {MAX_FDS} and {MAX_HEADER_BYTES:,} can travel")
-    sizes_bytes = [memoryview(buffer).nbytes for buffer in buffers]
-    check_buffers(sizes_bytes)
-    prefix = _PREFIX.pack(WIRE_VERSION, fds, len(buffers), len(header))
-    if not buffers:
-        return [prefix + header]
-    sizes = struct.pack(f"<{len(sizes_bytes)}Q", *sizes_bytes)
-    return [prefix + sizes + header, *buffers]
+    return header
 
 
 class StreamDecoder:
     """Turns the bytes of a stream into messages, however they are cut.
 
-    Read into `space` and tell `wrote` how much came; then iterate over `messages`. A large buffer is read
-    straight into the memory in which it is handed on.
+    Read into `space`, tell `wrote` how much came, and `decode`; the messages are in `arrived`. A large buffer is
+    read straight into the memory in which it is handed on.
+
+    A signal handler may raise in the midst of this, as Ctrl-C does, and whoever goes on afterwards loses nothing.
+    Python looks for signals where a function begins, where a loop goes on, and after a call of something in C. So
+    each step ends with a few assignments and at most one such call, and either all of them happen or none.
+
+    Attributes:
+        arrived: complete messages, for the reader to take.
     """
 
     def __init__(self, read_bytes: int = 256 * 1024) -> None:
-        self._scratch = memoryview(bytearray(read_bytes))
+        self.arrived: deque[Received] = deque()
+        # Mapped, because its pages are taken only as far as bytes ever come.
+        self._scratch = memoryview(mmap.mmap(-1, read_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._start = self._end = 0  # what of the scratch memory was read and is not taken out yet
         self._pending = bytearray()  # what came before that
         self._large: memoryview | None = None  # the buffer that is being filled in place
@@ -120,55 +146,54 @@ class StreamDecoder:
         """Return the memory that the next bytes of the stream belong into."""
         if self._large is not None:
             return self._large[self._filled :]
-        self._set_aside()
-        return self._scratch
+        left = self._end - self._start
+        self._scratch[:left] = self._scratch[self._start : self._end]
+        self._start, self._end = 0, left
+        return self._scratch[left:]
 
     def wrote(self, size_bytes: int) -> None:
         """Take over this many bytes from the start of what `space` returned."""
         if self._large is not None:
             self._filled += size_bytes
         else:
-            self._end = size_bytes
+            self._end += size_bytes
 
     @property
     def is_between_messages(self) -> bool:
         """Whether the stream could end here without cutting a message."""
         return self._prefix is None and not self._pending and self._start == self._end
 
-    def messages(self) -> Iterator[Received]:
-        """Yield every message that is complete.
+    def decode(self) -> None:
+        """Add every message that is complete to `arrived`.
 
         Raises:
             InvalidRequest: what came is not a message, or beyond a limit; the stream is unusable from here.
         """
-        if self._prefix is None and not self._pending:
-            while (received := self._whole()) is not None:
-                yield received
-        self._set_aside()
-        while self._step():
-            if self._header is not None and len(self._buffers) == len(self._sizes) and self._large is None:
-                assert self._prefix is not None
-                received = Received(self._header, self._buffers, self._prefix[0])
-                self._prefix, self._header, self._sizes, self._buffers = None, None, (), []
-                yield received
-
-    def _whole(self) -> Received | None:
-        """Return a message without buffers that came in one read: most do, and this is their short way."""
-        start = self._start + _PREFIX.size
-        if start > self._end:
-            return None
-        version, fds, buffers, header_bytes = _PREFIX.unpack_from(self._scratch, self._start)
-        end = start + header_bytes
-        if version != WIRE_VERSION or buffers or fds > MAX_FDS or end > self._end:
-            return None
-        self._start = end
-        return Received(unpack_header(self._scratch[start:end]), [], fds)
-
-    def _set_aside(self) -> None:
-        """Make room in the scratch memory for what is read next."""
-        if self._start < self._end:
-            self._pending += self._scratch[self._start : self._end]
+        if self._prefix is None and not self._pending and self._take_whole():
+            return
+        self._pending += self._scratch[self._start : self._end]
         self._start = self._end = 0
+        while self._step():
+            continue
+
+    def _take_whole(self) -> bool:
+        """Take the messages without buffers that lie in the scratch memory: this is the short way of most.
+
+        Returns:
+            Whether that is all there is, but for the beginning of another such message that has room there.
+        """
+        scratch, arrived, end_of_read = self._scratch, self.arrived, self._end
+        while (start := self._start + _PREFIX.size) <= end_of_read:
+            version, fds, buffers, header_bytes = _PREFIX.unpack_from(scratch, self._start)
+            end = start + header_bytes
+            if version != WIRE_VERSION or buffers or fds > MAX_FDS:
+                return False
+            if end > end_of_read:
+                return end - self._start <= len(scratch)
+            received = Received(unpack_header(scratch[start:end]), [], fds)
+            self._start = end
+            arrived.append(received)
+        return len(scratch) >= _PREFIX.size
 
     def _step(self) -> bool:
         """Advance by one part of a message; false if more bytes are needed first."""
@@ -176,7 +201,14 @@ class StreamDecoder:
             return self._read_prefix()
         if self._header is None:
             return self._read_header()
-        return self._read_buffer()
+        if self._large is not None:
+            return self._end_large()
+        if len(self._buffers) < len(self._sizes):
+            return self._read_buffer()
+        received = Received(self._header, self._buffers, self._prefix[0])
+        self._prefix, self._header, self._sizes, self._buffers = None, None, (), []
+        self.arrived.append(received)
+        return True
 
     def _read_prefix(self) -> bool:
         if len(self._pending) < _PREFIX.size:
@@ -186,45 +218,46 @@ class StreamDecoder:
             raise InvalidRequest(f"wire version {version}; this side speaks {WIRE_VERSION}")
         if fds > MAX_FDS or buffers > MAX_BUFFERS or header_bytes > MAX_HEADER_BYTES:
             raise InvalidRequest(f"{fds} fds, {buffers} buffers, {header_bytes:,} header bytes: beyond limits")
-        self._take(_PREFIX.size)
         self._prefix = (fds, buffers, header_bytes)
+        del self._pending[: _PREFIX.size]
         return True
 
     def _read_header(self) -> bool:
         assert self._prefix is not None
         _, buffers, header_bytes = self._prefix
-        sizes_bytes = buffers * _SIZE.size
-        if len(self._pending) < sizes_bytes + header_bytes:
+        start = buffers * _SIZE.size
+        end = start + header_bytes
+        if len(self._pending) < end:
             return False
-        self._sizes = struct.unpack_from(f"<{buffers}Q", self._pending)
-        check_buffers(self._sizes)
-        self._take(sizes_bytes)
-        self._header = unpack_header(self._take(header_bytes))
+        sizes_bytes = struct.unpack_from(f"<{buffers}Q", self._pending)
+        check_buffers(sizes_bytes)
+        header = unpack_header(self._pending[start:end])
+        self._header, self._sizes = header, sizes_bytes
+        del self._pending[:end]
         return True
 
     def _read_buffer(self) -> bool:
-        if self._large is not None:
-            if self._filled < len(self._large):
-                return False
-            self._buffers.append(self._large.obj)
-            self._large = None
-            return True
-        wanted = self._sizes[len(self._buffers)]
-        if len(self._pending) >= wanted:
-            self._buffers.append(self._take(wanted))
+        wanted, there = self._sizes[len(self._buffers)], len(self._pending)
+        if there >= wanted:
+            taken = self._pending[:wanted]
+            del self._pending[:wanted]
+            self._buffers.append(taken)
             return True
         if wanted < _OWN_READ_BYTES:
             return False
-        self._large = memoryview(_memory(wanted))
-        self._filled = len(self._pending)
-        self._large[: self._filled] = self._pending
+        large = memoryview(_memory(wanted))
+        large[:there] = self._pending
+        self._large, self._filled = large, there
         self._pending.clear()
         return True
 
-    def _take(self, size_bytes: int) -> bytearray:
-        taken = self._pending[:size_bytes]
-        del self._pending[:size_bytes]
-        return taken
+    def _end_large(self) -> bool:
+        assert self._large is not None
+        if self._filled < len(self._large):
+            return False
+        whole, self._large = self._large.obj, None
+        self._buffers.append(whole)
+        return True
 
 
 def _memory(size_bytes: int) -> bytearray | mmap.mmap:

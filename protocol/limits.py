@@ -58,3 +58,5 @@ MAX_SESSION_CHARACTERS: Final = 128
 MAX_BATCH: Final = 4096
 MAX_WAIT_MS: Final = 60_000
 MAX_SHARE: Final = 1e6
+#: Workers of a pool. Each is a process: more are surely a mistake.
+MAX_WORKERS: Final = 1024

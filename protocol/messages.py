@@ -2,7 +2,7 @@
 
 Four conversations use them:
 
-* client <-> supervisor over ZeroMQ: `Hello` to `Pong`. Values only, never code.
+* client <-> supervisor over a unix stream or ZeroMQ: `Hello` to `Pong`. Values only, never code.
 * app or command line <-> supervisor over the supervisor's unix socket: `control_messages`. The only place where
   code (pickles, import paths) may enter, because the peer's credentials are checked there.
 * whoever fills regions with weights <-> supervisor: `NeedRegions` to `RegionsFilled`, over that same socket from
@@ -53,6 +53,7 @@ from .control_messages import (
     AttachModel,
     Configure,
     Done,
+    EvictModel,
     FollowLogs,
     LoadModel,
     LogLines,
@@ -61,6 +62,7 @@ from .control_messages import (
     NeedMailbox,
     NeedRegions,
     OfferFile,
+    PinModel,
     Refused,
     RegionsFilled,
     RegionsGranted,
@@ -71,11 +73,11 @@ from .control_messages import (
 )
 from .errors import InvalidRequest
 
-# --- client <-> supervisor, over ZeroMQ ----------------------------------------------------------------------
+# --- client <-> supervisor, over a unix stream or ZeroMQ -----------------------------------------------------
 
 
 class Hello(NamedTuple):
-    """A client's first message; over ipc with the token it got from the unix socket, over tcp without."""
+    """A client's first message; with the token that it got from the control socket, but over tcp without."""
 
     token: bytes
     pid: int
@@ -198,7 +200,7 @@ Message: TypeAlias = (
     | Goodbye | Ping | Pong
     | Configure | Serving | Admit | Admitted | LoadModel | UnloadModel | StopPool | FollowLogs | LogLines
     | Done | Refused | NeedRegions | OfferFile | RegionsGranted | RegionsFilled | AttachModel | Attached
-    | MoreDescriptors | NeedMailbox | MailboxGranted | ReturnMailbox
+    | MoreDescriptors | PinModel | EvictModel | NeedMailbox | MailboxGranted | ReturnMailbox
     | ForkChild | Adopt | ZygoteReady | Forked | Exited | Adopted
     | BuildModel | ModelBuilt | BuildFailed
     | Thaw | Thawed | ThawFailed | Forget | Forgot | MapSlot | UnmapSlot | MapMailbox | UnmapMailbox
@@ -212,6 +214,7 @@ NUMBERS: Final[dict[type[Message], int]] = {
     Configure: 20, Serving: 21, Admit: 22, Admitted: 23, LoadModel: 24, UnloadModel: 25, StopPool: 26,
     FollowLogs: 27, LogLines: 28, Done: 29, Refused: 30, NeedRegions: 31, OfferFile: 32, RegionsGranted: 33,
     RegionsFilled: 34, AttachModel: 35, Attached: 36, MoreDescriptors: 37,
+    PinModel: 38, EvictModel: 39,
     NeedMailbox: 50, MailboxGranted: 51, ReturnMailbox: 52,
     ForkChild: 40, Adopt: 41, ZygoteReady: 42, Forked: 43, Exited: 44, Adopted: 45,
     BuildModel: 60, ModelBuilt: 63, BuildFailed: 64,
@@ -226,13 +229,24 @@ _ACCEPTED: Final[dict[Any, tuple[type, ...]]] = {
 }  # fmt: skip
 
 
-def _checks(kind: type[Message]) -> tuple[type[Message], list[tuple[type, ...]], list[tuple[int, Any]]]:
-    """Return the kind, the types of each field, and the index and annotation of those that hold others."""
+class _Checks(NamedTuple):
+    """What `parse` looks at: the types of each field, those of most messages, and which fields hold others."""
+
+    kind: type[Message]
+    accepted: list[tuple[type, ...]]
+    usual: tuple[type, ...]
+    holders: list[tuple[int, Any]]  # index and annotation
+
+
+def _checks(kind: type[Message]) -> _Checks:
     hints = [typing.get_type_hints(kind)[field] for field in kind._fields]
+    accepted = [_ACCEPTED[hint] for hint in hints]
     holders = [(index, hint) for index, hint in enumerate(hints) if typing.get_args(hint) not in ((), (Any,))]
-    return kind, [_ACCEPTED[hint] for hint in hints], holders
+    return _Checks(kind, accepted, tuple(types[0] for types in accepted), holders)
 
 
+#: What `_make` of a named tuple does, without a function around it.
+_make: Final[Any] = tuple.__new__
 _KINDS: Final = {number: _checks(kind) for kind, number in NUMBERS.items()}
 
 
@@ -244,13 +258,12 @@ def parse(number: int, fields: list[Any]) -> Message:
     """
     if number not in _KINDS:
         raise InvalidRequest(f"unknown message number {number!r}")
-    kind, accepted, holders = _KINDS[number]
-    if len(fields) != len(accepted):
-        raise InvalidRequest(f"{kind.__name__} has {len(accepted)} fields, got {len(fields)}")
-    for index, value in enumerate(fields):
-        if type(value) not in accepted[index]:
-            _refuse(kind, index, "", value, accepted[index])
+    kind, accepted, usual, holders = _KINDS[number]
+    if tuple(map(type, fields)) != usual:
+        _check_types(kind, accepted, fields)
     for index, hint in holders:
+        if not fields[index]:
+            continue
         *keys, items = typing.get_args(hint)
         for key in fields[index] if keys else ():
             if type(key) is not str:
@@ -258,7 +271,15 @@ def parse(number: int, fields: list[Any]) -> Message:
         for item in fields[index].values() if keys else fields[index]:
             if items is not Any and type(item) is not items:
                 _refuse(kind, index, ": its items", item, (items,))
-    return kind._make(fields)
+    return _make(kind, fields)
+
+
+def _check_types(kind: type[Message], accepted: list[tuple[type, ...]], fields: list[Any]) -> None:
+    if len(fields) != len(accepted):
+        raise InvalidRequest(f"{kind.__name__} has {len(accepted)} fields, got {len(fields)}")
+    for index, value in enumerate(fields):
+        if type(value) not in accepted[index]:
+            _refuse(kind, index, "", value, accepted[index])
 
 
 def _refuse(kind: type[Message], index: int, part: str, value: Any, accepted: tuple[Any, ...]) -> NoReturn:

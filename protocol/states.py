@@ -46,7 +46,23 @@ WEIGHT_SET: Final[Table] = {
         "freed": "unloaded meanwhile",
     },
     "adopting": {"ready": "new workers have its modules", "freed": "unloaded meanwhile"},
-    "ready": {"draining": "unloaded or replaced", "freed": "unloaded, and no worker holds it"},
+    "ready": {
+        "evicting": "idle, and its memory is needed",
+        "draining": "unloaded or replaced",
+        "freed": "unloaded, and no worker holds it",
+    },
+    "evicting": {
+        "evicted": "its memory is free",
+        "ready": "it could not be written out",
+        "draining": "unloaded meanwhile",
+        "freed": "unloaded meanwhile, and no worker holds it",
+    },
+    "evicted": {"returning": "needed again", "freed": "unloaded"},
+    "returning": {
+        "ready": "in memory again",
+        "evicted": "there was no memory for it",
+        "freed": "unloaded meanwhile",
+    },
     "draining": {"freed": "no worker holds it any more"},
     "failed": {"building": "needed again", "freed": "unloaded"},
     "freed": {},
@@ -55,7 +71,10 @@ WEIGHT_SET: Final[Table] = {
 #: A region: memory that weights lie in.
 REGION: Final[Table] = {
     "filling": {"sealed": "filled, or a file", "freed": "given up"},
-    "sealed": {"freed": "nobody holds it any more"},
+    "sealed": {"leaving": "no weight set in memory lies in it", "freed": "nobody holds it any more"},
+    "leaving": {"away": "written out", "sealed": "it could not be", "freed": "nobody holds it any more"},
+    "away": {"returning": "a weight set is to be in memory again", "freed": "nobody holds it any more"},
+    "returning": {"sealed": "read back", "away": "there was no memory", "freed": "nobody holds it any more"},
     "freed": {},
 }
 

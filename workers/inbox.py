@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-import struct
+import select
 from collections import deque
 from typing import Final
 
@@ -11,10 +10,8 @@ from ..protocol.channel import Channel, Delivery
 from ..protocol.messages import ContinueRun, Interrupt
 from . import heap
 
-_TIMEVAL: Final = struct.Struct("@ll")
-_FOR_EVER_S: Final = 0
 #: A worker that had nothing to do for so long gives the free memory of its heap back.
-REST_S: Final = 1
+REST_MS: Final = 1000
 
 
 class Inbox:
@@ -34,7 +31,9 @@ class Inbox:
         self._channel = channel
         self._kept: deque[Delivery] = deque()
         self._credit: dict[int, int] = {}
-        self._is_resting = True
+        # Whoever sleeps in a read of a unix stream is woken, too, whenever the other side has read something.
+        self._poller = select.poll()
+        self._poller.register(channel.fileno(), select.POLLIN)
 
     def next(self) -> Delivery | None:
         """Wait for the next of all other messages; None: the supervisor is gone."""
@@ -58,14 +57,9 @@ class Inbox:
 
     def _receive(self) -> bool:
         """Wait for a message, and keep what it says; false: the supervisor is gone."""
-        try:
-            delivery = self._channel.receive()
-        except BlockingIOError:  # nothing came for a while
+        if not self._channel.has_arrived and not self._poller.poll(REST_MS):
             heap.trim()
-            self._wait_at_most(_FOR_EVER_S)
-            delivery = self._channel.receive()
-        if self._is_resting:
-            self._wait_at_most(REST_S)
+        delivery = self._channel.receive()
         if delivery is None:
             return False
         message = delivery.message
@@ -77,8 +71,3 @@ class Inbox:
         else:
             self._kept.append(delivery)
         return True
-
-    def _wait_at_most(self, seconds: int) -> None:
-        """Let the kernel end a wait for messages; it costs no call per message."""
-        self._is_resting = seconds == _FOR_EVER_S
-        self._channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(seconds, 0))

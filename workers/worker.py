@@ -126,7 +126,6 @@ class Worker:
 
 def main(channel: Channel, marks_fd: int, settings: dict[str, Any], held: dict[int, HeldModel]) -> None:
     """Be a worker until told to leave; ``held`` are the models that are there already, by weight set."""
-    import numpy
     import torch
 
     index, page = settings["index"], mmap.mmap(marks_fd, 0)
@@ -134,7 +133,18 @@ def main(channel: Channel, marks_fd: int, settings: dict[str, Any], held: dict[i
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
     torch.set_num_threads(settings["threads"])
-    # Forked from one process, all workers would draw the same random numbers.
-    numpy.random.seed()
-    torch.seed()
+    _seed_generators()
     Worker(channel, Marks(page, index), settings["cores"], held).serve()
+
+
+def _seed_generators() -> None:
+    """Make this process draw random numbers of its own: forked from one, all workers would draw the same."""
+    import numpy
+    import torch
+
+    if "numpy.random" in sys.modules:  # numpy imports it when it is asked for, and then it seeds itself
+        numpy.random.seed()
+    if torch.accelerator.is_available():
+        torch.seed()
+    else:  # the above seeds accelerators later, and keeps source lines of who asked for it: 1.5 MB in each process
+        torch.default_generator.seed()

@@ -45,7 +45,7 @@ from .preload import forget_preload, without_slots
 #: What every child needs. Imported before the first fork.
 _PRELOADED = (
     "numpy", "torch", "cloudpickle", "onecopy.protocol.frozen", "onecopy.protocol.arrays",
-    "onecopy.workers.loader", "onecopy.workers.worker",
+    "onecopy.workers.loader", "onecopy.workers.worker", "onecopy.workers.batches",
 )  # fmt: skip
 #: How long the lock of a supervisor that is dying may stay taken.
 _LOCK_S = 5.0
@@ -220,6 +220,7 @@ class Zygote:
     def _code_of_others(self) -> Generator[None]:
         """Run what may hang: meanwhile, the end of the supervisor kills. What it leaves in memory stays there."""
         self._lifeline.set_signal(signal.SIGKILL)
+        heap.unsettle()
         yield
         self._lifeline.set_signal(signal.SIGCONT)
         self._lifeline.check()

@@ -91,6 +91,7 @@ class Attempts:
         self.count += 1
         attempt = self.count
         version.running += 1
+        model.seats[worker.child] += 1
         expected_s = None if is_first or worker.thawing or first.is_stream else model.expected(calls)
         given_s = expected_s or 0.0
         self._running[attempt] = _Attempt(requests, calls, model, version, worker.child, given_s, is_first)
@@ -140,7 +141,7 @@ class Attempts:
         if worker is None or not self._fleet.workers.took_back(worker, event.attempt):
             return 0.0
         running = self._running.pop(event.attempt)
-        running.version.running -= 1
+        self._left(running, now)
         self._measure(running, event)
         rest = event.buffers
         for request, answer in zip(running.requests, _answers(event, len(running.requests)), strict=True):
@@ -161,6 +162,15 @@ class Attempts:
             self._fleet.became_idle(worker)
         return running.model.work_s(running.calls)
 
+    def _left(self, running: _Attempt, now: float) -> None:
+        """Note that an attempt is over, in whatever way."""
+        running.version.running -= 1
+        model = running.model
+        model.left(running.child)
+        if model.is_held:
+            model.is_held = False
+            self._schedule.note(model, now)
+
     def _measure(self, running: _Attempt, event: AttemptEnded) -> None:
         model, first = running.model, running.requests[0]
         model.worker_s += event.seconds
@@ -176,7 +186,7 @@ class Attempts:
     def requeue(self, attempt: int, now: float, *, blamed: bool, cause: str) -> None:
         """Take an attempt back from a worker that died."""
         running = self._running.pop(attempt)
-        running.version.running -= 1
+        self._left(running, now)
         self._schedule.correct(running.model, -running.given_s)
         is_batch = len(running.requests) > 1
         for request in reversed(running.requests):

@@ -3,8 +3,8 @@
 Rule 1: nothing but `Core.handle` changes state. Rule 2: every accepted request is answered exactly once, and
 only by its newest attempt. Rule 3: the cost of an event does not grow with workers, models or queues.
 
-Each part of it has a module of its own: requests and their deadlines, models and their weight sets, processes,
-attempts. This one tells them what happened.
+Each part of it has a module of its own: requests and their deadlines, models and their weight sets, memory,
+processes, attempts. This one tells them what happened.
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ from ...protocol.errors import (
     RequestCancelled,
     SupervisorLost,
 )
-from ...protocol.messages import Failed, Leave, Refused
+from ...protocol.messages import Leave, Refused
 from . import events
+from .admission import Admission
 from .attempts import Attempts
 from .concurrency import Concurrency
 from .dispatch import Dispatch
 from .events import Event
+from .eviction import Eviction
 from .fleet import Fleet
 from .instructions import Finish, Instruction, SignalChild, ToCaller, ToChild
 from .intake import Intake
+from .ledger import NO_ALLOWANCE, Allowance, Ledger
 from .library import Library
+from .loading import Loading
 from .mailboxes import NO_BUDGET, Budget, Mailboxes
+from .pressure import Pressure
 from .regions import Regions
 from .requests import Requests
 from .schedule import Schedule
+from .sizing import Sizing
 from .workspace import Workspace
 
 
@@ -39,11 +45,14 @@ class Core:
     """The state of a pool.
 
     Args:
-        workers: how many worker processes there shall be.
+        workers: how many worker processes there shall be, at most.
         slots: how many of them may hold work at once.
         history: what weight sets were seen to need, in bytes, by their identity and the signature of inputs.
         mailboxes: how much memory there may be for large arrays of clients.
         slot_bytes: how large slots are; 0: as large as it turns out to be needed.
+        allowance: how much memory the pool may take.
+        max_private_bytes: a worker that has more private memory is replaced between its runs; 0: however much.
+        least_workers: how many there shall be at least; 0: always as many.
         is_adaptive: whether fewer workers than that may hold work, if that brings more done.
     """
 
@@ -54,6 +63,9 @@ class Core:
         history: Mapping[str, Mapping[str, int]] | None = None,
         mailboxes: Budget = NO_BUDGET,
         slot_bytes: int = 0,
+        allowance: Allowance = NO_ALLOWANCE,
+        max_private_bytes: int = 0,
+        least_workers: int = 0,
         *,
         is_adaptive: bool = False,
     ) -> None:
@@ -61,15 +73,21 @@ class Core:
         self.fleet = Fleet(workers, slots, self._out)
         regions = Regions()
         self.workspace = Workspace(slots, slot_bytes, regions, history or {}, self._out)
-        self.library = Library(self.fleet, regions, self.workspace, self._out)
+        self.ledger = Ledger("cpu", allowance, regions, lambda: self.workspace.needed_bytes)
+        self.admission = Admission(self.ledger, regions)
+        self.library = Library(self.fleet, regions, self.workspace, self.admission, self._out)
         self.requests = Requests()
-        self.mailboxes = Mailboxes(mailboxes, regions, self._out)
+        self.mailboxes = Mailboxes(mailboxes, regions, self.ledger, self._out)
         self.schedule = Schedule()
         self.attempts = Attempts(
             self.fleet, self.library, self.requests, self.schedule, self.workspace, self.mailboxes, self._out
         )
         self.dispatch = Dispatch(self.fleet.workers, self.library, self.schedule, self.attempts, self.workspace)
         self.intake = Intake(self.library, self.requests, self.dispatch, self.attempts, self.mailboxes, self._out)
+        self.eviction = Eviction(self.admission, self.library, self.schedule, self.dispatch.sessions, self._out)
+        self.sizing = Sizing(least_workers or workers, self.fleet.workers, self.ledger)
+        pressure = Pressure(self.ledger, self.fleet, max_private_bytes, self._out)
+        self.loading = Loading(self.library, self.admission, self.eviction, pressure, self.attempts, self._out)
         self.concurrency = Concurrency(slots, is_adaptive=is_adaptive)
         self._is_finished = False
         self._handlers = {
@@ -89,17 +107,22 @@ class Core:
             events.ChildForked: self._child_forked,
             events.ChildExited: self._child_exited,
             events.ModelWanted: self._model_wanted,
+            events.ModelPinned: self.eviction.pin,
+            events.ModelEvicted: self.eviction.evict,
             events.CallerLeft: self._caller_left,
             events.RegionMade: self._region_made,
             events.RegionFailed: self._region_failed,
             events.SlotUsed: self._slot_used,
-            events.RegionsNeeded: self._regions_needed,
-            events.FileOffered: self._file_offered,
-            events.RegionsFilled: self._regions_filled,
-            events.FillingFailed: self._filling_failed,
-            events.FileChanged: self._file_changed,
+            events.RegionsNeeded: self.loading.regions_needed,
+            events.FileOffered: self.loading.file_offered,
+            events.RegionsFilled: self.loading.regions_filled,
+            events.FillingFailed: self.loading.filling_failed,
+            events.RegionsMoved: self.loading.regions_moved,
+            events.MemoryAvailable: lambda event, _: self.ledger.available(event),
+            events.MemoryMeasured: self.loading.memory_measured,
+            events.FileChanged: self.loading.file_changed,
             events.ModelBuilt: self._model_built,
-            events.BuildFailed: self._build_failed,
+            events.BuildFailed: self.loading.build_failed,
             events.SetThawed: self._set_thawed,
             events.SetForgotten: self._set_forgotten,
             events.ItemYielded: self.attempts.yielded,
@@ -113,10 +136,13 @@ class Core:
         if self._is_finished:  # what was under way may still be told, and is of no matter
             return []
         self._handlers[type(event)](event, now)  # pyright: ignore[reportArgumentType] - the table pairs them
+        self.loading.make_room(now)
         if self.fleet.workers.are_outdated:  # whatever made them so, and before they are handed more
             self._tend(now)
         if not self.workspace.is_making:  # slots will be there in a moment, or it is known that they will not
             self.dispatch.go_on(now)
+        if self.sizing.is_variable and self.sizing.look(now, is_waiting=bool(self.schedule)):
+            self._tend(now)
         if self.stopping:
             self._go_on_stopping(now)
         out = self._out[:]
@@ -136,6 +162,8 @@ class Core:
             self.attempts.stalls.wake_at(),
             self.fleet.wake_at(),
             self.library.warming.wake_at(),
+            self.eviction.wake_at(),
+            self.sizing.wake_at(),
         )
 
     # --- requests -------------------------------------------------------------------------------------------
@@ -179,46 +207,17 @@ class Core:
         self.library.holdings.caller_left(event.caller)
         self.mailboxes.caller_left(event.caller)
 
-    def _regions_needed(self, event: events.RegionsNeeded, now: float) -> None:
-        if type(event.filler) is int and not self.library.is_loading(event.filler):
-            return  # nobody wants any more what it loads
-        try:
-            self.library.holdings.want_regions(event.filler, event.wants)
-        except InvalidRequest as error:
-            self._filling_failed(events.FillingFailed(event.filler, error.to_record()), now)
-
-    def _file_offered(self, event: events.FileOffered, _now: float) -> None:
-        self.library.holdings.offer_file(event.filler, event.identity, event.size_bytes)
-
-    def _regions_filled(self, event: events.RegionsFilled, _now: float) -> None:
-        self.library.holdings.filled(event.filler, event.regions)
-
-    def _filling_failed(self, event: events.FillingFailed, now: float) -> None:
-        self.library.holdings.let_go(event.filler)
-        if type(event.filler) is int:
-            self._build_failed(events.BuildFailed(event.filler, event.error), now)
-            self._out.append(SignalChild(event.filler, signal.SIGKILL))
-        else:
-            self._out.append(ToCaller(event.filler, Refused(event.error)))
-
-    def _file_changed(self, event: events.FileChanged, _now: float) -> None:
-        for request in self.library.file_changed(event.region, event.error):
-            self.attempts.answer(request, Failed(request.submit.request, event.error))
-
     def _model_built(self, event: events.ModelBuilt, now: float) -> None:
         try:
             self.library.built(event.child, event.built)
         except InvalidRequest as error:
-            self._filling_failed(events.FillingFailed(event.child, error.to_record()), now)
+            self.loading.filling_failed(events.FillingFailed(event.child, error.to_record()), now)
         self._collect_ready(now)
-
-    def _build_failed(self, event: events.BuildFailed, _now: float) -> None:
-        for request in self.library.build_failed(event.child, event.error):
-            self.attempts.answer(request, Failed(request.submit.request, event.error))
 
     def _collect_ready(self, now: float) -> None:
         """Let models run whose weight sets became ready."""
         for model in self.library.adopted():
+            model.current.resident_since = now
             self.workspace.join(model.current)
             self.schedule.note(model, now)
         self._tend(now)
@@ -282,6 +281,7 @@ class Core:
         if worker is None:
             return
         self.fleet.workers.started(worker, event.pid)
+        self.ledger.worker_came(event.child)
         self.fleet.became_idle(worker)
         if worker.life.state == "idle":
             self.library.warming.give_refused(worker)
@@ -296,8 +296,9 @@ class Core:
                 self._tend(now)
             elif self.library.loader_exited(event.child, was_forked=event.was_forked):
                 error = LoadFailed(f"the loader died ({event.cause}) while it built the model")
-                self._build_failed(events.BuildFailed(event.child, error.to_record()), now)
+                self.loading.build_failed(events.BuildFailed(event.child, error.to_record()), now)
             return
+        self.ledger.worker_gone(event.child)
         self.workspace.died(event.child)
         self.mailboxes.worker_died(event.child)
         held = self.fleet.worker_died(worker, event.begun, now)

@@ -54,6 +54,7 @@ class Dispatch:
             or self._workspace.is_making
             or workers.are_outdated
             or not model.current.is_ready
+            or model.is_at_most
             or not (workers.has_idle if model.current.terms.max_batch > 1 else workers.have_room)
         ):
             return False
@@ -77,7 +78,14 @@ class Dispatch:
         workers = self._workers
         waiting: list[Model] = []  # for a worker that has their modules
         while workers.have_room and (model := self._schedule.first(is_idle=workers.has_idle)) is not None:
-            worker = workers.pick(model.current.generation)
+            if model.is_at_most:
+                worker = self._roomy_seat(model)
+                if worker is None:
+                    model.is_held = True
+                    self._schedule.drop(model)
+                    continue
+            else:
+                worker = workers.pick(model.current.generation)
             if worker is None and not workers.are_outdated:
                 break
             if worker is None:
@@ -89,6 +97,11 @@ class Dispatch:
                 self._hand(worker, model, request, now)
         for model in waiting:
             self._schedule.note(model, now)
+
+    def _roomy_seat(self, model: Model) -> Worker | None:
+        """Return a worker that runs a model already, and may be handed more."""
+        found = (self._workers.get(child) for child in model.seats)
+        return next((one for one in found if one is not None and one.has_room), None)
 
     def _has_session(self, worker: Worker, model: Model, request: Request, now: float) -> bool:
         """Return whether a worker has a request's session, or has it now; else the request waits for who does."""

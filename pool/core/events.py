@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ...protocol.messages import LoadModel, Record, Submit, Used
 from ...protocol.messages import ModelBuilt as Built
-from .regions import FileIdentity, FillerKey
+from .regions import FileIdentity, FillerKey, Tier
 
 #: Whatever the outside uses to address a client; the core only compares it.
 ClientKey: TypeAlias = Any
@@ -81,6 +81,21 @@ class ModelRemoved(NamedTuple):
 
 class ModelWanted(NamedTuple):
     """Someone asks to attach to a model; the lease ends with `CallerLeft`."""
+
+    caller: CallerKey
+    name: str
+
+
+class ModelPinned(NamedTuple):
+    """Somebody wants a model to stay in memory, or (``is_pinned`` false) not any more."""
+
+    caller: CallerKey
+    name: str
+    is_pinned: bool
+
+
+class ModelEvicted(NamedTuple):
+    """Somebody wants a model out of memory, until it is needed again."""
 
     caller: CallerKey
     name: str
@@ -184,6 +199,41 @@ class RegionFailed(NamedTuple):
     error: Record
 
 
+class RegionsMoved(NamedTuple):
+    """The content of regions is where `MoveRegions` wanted it, after so long; or (``error``) where it was."""
+
+    regions: tuple[int, ...]
+    tier: Tier
+    seconds: float
+    error: Record | None
+
+
+class MemoryAvailable(NamedTuple):
+    """What the system could give now without swapping or killing; told before each event that asks for memory."""
+
+    available_bytes: int
+
+
+class MemoryMeasured(NamedTuple):
+    """What the machine and the pool's processes take now, in bytes.
+
+    Attributes:
+        total_bytes: what the machine has, or the container may take.
+        available_bytes: how much of it could be taken without anything being swapped out or killed.
+        slots_bytes, mailboxes_bytes: the pages of all slots, and of all mailboxes.
+        workers, loaders: private memory of each worker, and of each loader.
+        others_bytes: private memory of all other processes of the pool.
+    """
+
+    total_bytes: int
+    available_bytes: int
+    slots_bytes: int
+    mailboxes_bytes: int
+    workers: dict[int, int]
+    loaders: dict[int, int]
+    others_bytes: int
+
+
 class FileChanged(NamedTuple):
     """The file that is a region is not what it was."""
 
@@ -264,9 +314,10 @@ class TimePassed(NamedTuple):
 
 Event: TypeAlias = (
     ClientJoined | ClientLeft | Submitted | Cancelled | Continued | MailboxWanted | MailboxReturned
-    | ModelDeclared | ModelRemoved | ModelWanted | CallerLeft
+    | ModelDeclared | ModelRemoved | ModelWanted | ModelPinned | ModelEvicted | CallerLeft
     | ZygoteReady | ZygoteDied | ModulesAdopted | SetAdopted | ChildForked | ChildExited
     | RegionsNeeded | FileOffered | RegionsFilled | FillingFailed | RegionMade | RegionFailed | FileChanged
+    | RegionsMoved | MemoryAvailable | MemoryMeasured
     | ModelBuilt | BuildFailed | SetThawed | SetForgotten | SlotUsed | ItemYielded | AttemptEnded
     | StopAsked | TimePassed
 )  # fmt: skip

@@ -179,6 +179,8 @@ class Fleet:
         worker = self.workers.replaced()
         if worker is not None:
             self.dismiss(worker)
+        while (worker := self.workers.surplus()) is not None:
+            self.dismiss(worker)
         # Not while the zygote is about to have more: the successor would be outdated itself.
         if self.can_fork and self.zygote.is_complete and not self.is_pausing and self.workers.needs_successor:
             self._fork_worker(now)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ...protocol.errors import InvalidRequest, ModelNotFound
 from ...protocol.messages import Attached, Done, Forget, LoadModel, Message, Refused, Thaw
+from .admission import Admission
 from .events import CallerKey
 from .instructions import FreeRegions, GrantRegions, Instruction, Report, ToCaller, ToChild
 from .regions import FileIdentity, FillerKey, Regions
@@ -20,13 +21,21 @@ class Holdings:
 
     Args:
         workspace: who is told when a weight set is gone.
+        admission: who waits for memory.
         out: where instructions go.
+
+    Attributes:
+        unmapped: weight sets that are to be evicted, and that nobody has any more, until somebody takes them.
     """
 
-    def __init__(self, regions: Regions, workspace: Workspace, out: list[Instruction]) -> None:
+    def __init__(
+        self, regions: Regions, workspace: Workspace, admission: Admission, out: list[Instruction]
+    ) -> None:
         self.sets: dict[int, WeightSet] = {}
         self.regions = regions
+        self.unmapped: list[WeightSet] = []
         self._workspace = workspace
+        self._admission = admission
         self._out = out
         self._numbers = 0
 
@@ -67,6 +76,7 @@ class Holdings:
 
     def let_go(self, filler: FillerKey) -> None:
         """Somebody fills no regions any more."""
+        self._admission.drop_filler(filler)
         self.regions.let_go(filler)
         self._answer_waiting()
         self._free()
@@ -106,6 +116,8 @@ class Holdings:
             having.discard(child)
         if version.life.state == "draining":
             self._drained(version)
+        elif version.life.state == "evicting" and not version.is_mapped:
+            self.unmapped.append(version)
 
     def _died_thawing(self, version: WeightSet) -> None:
         """Do not let one warm model kill worker after worker, from which all models would suffer."""
@@ -155,9 +167,12 @@ class Holdings:
         """
         self.tell(version.waiting_for_load, answer)
         self.tell(version.waiting_to_attach, _no_more(version, answer))
+        self.tell(version.evictors, _no_more(version, answer))
+        self._admission.drop_set(version)
         if version.is_mapped or version.attached:
+            were_told = version.life.state == "evicting"
             version.life.become("draining")
-            for child in sorted(version.holders - version.inheritors):
+            for child in () if were_told else sorted(version.holders - version.inheritors):
                 self._out.append(ToChild(child, Forget(version.number), [], ()))
             self._drained(version)
         else:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ...protocol.messages import Adopt, Message, Thaw
 from .events import CallerKey, ClientKey
-from .regions import FillerKey, RegionGrant
+from .regions import FillerKey, RegionGrant, Tier
 
 
 class ToClient(NamedTuple):
@@ -97,6 +97,16 @@ class FreeRegions(NamedTuple):
     regions: tuple[int, ...]
 
 
+class MoveRegions(NamedTuple):
+    """Move the content of sealed regions out of memory, or back; it comes back as `RegionsMoved`.
+
+    Nobody of the pool maps them.
+    """
+
+    regions: tuple[int, ...]
+    tier: Tier
+
+
 class Remember(NamedTuple):
     """Keep, for pools to come, what a weight set needs for inputs of this kind."""
 
@@ -128,6 +138,6 @@ class Finish(NamedTuple):
 
 Instruction: TypeAlias = (
     ToClient | ToChild | ToCaller | ForkChild | SignalChild | Interrupt
-    | GrantRegions | MakeRegion | GrowRegion | EmptyRegion | FreeRegions
+    | GrantRegions | MakeRegion | GrowRegion | EmptyRegion | FreeRegions | MoveRegions
     | Remember | ToZygote | ReplaceZygote | Report | Finish
 )  # fmt: skip

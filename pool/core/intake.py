@@ -80,6 +80,7 @@ class Intake:
             self._mailboxes.hold(mailboxes)
         if event.buffers:
             self._mailboxes.note_inline(event.client)
+        model.heat.add(request.calls, now)
         model.unanswered += 1
         self._dispatch.take_in(model, request, now)
         if not model.current.is_ready:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ...protocol.errors import InvalidRequest, ModelNotFound, PoolError
 from ...protocol.messages import BuildModel, Done, LoadModel, Message, ModelBuilt, Record, Refused
+from .admission import Admission
 from .events import CallerKey
 from .fleet import Fleet
 from .holdings import Holdings
 from .instructions import Instruction, Report, ToCaller
-from .regions import Regions
+from .regions import FillerKey, Regions
 from .requests import Request
 from .warming import Warming
 from .weights import Model, WeightSet
@@ -20,17 +21,26 @@ class Library:
 
     Args:
         fleet: whom to ask for loaders and imports.
-        regions, workspace: what memory there is.
+        regions, workspace, admission: what memory there is, and who waits for it.
         out: where instructions go.
     """
 
-    def __init__(self, fleet: Fleet, regions: Regions, workspace: Workspace, out: list[Instruction]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        regions: Regions,
+        workspace: Workspace,
+        admission: Admission,
+        out: list[Instruction],
+    ) -> None:
         self.models: dict[str, Model] = {}
-        self.holdings = Holdings(regions, workspace, out)
+        self.holdings = Holdings(regions, workspace, admission, out)
         self.warming = Warming(fleet, self.holdings, out)
         self._fleet = fleet
         self._out = out
+        self._admission = admission
         self._loaders: dict[int, WeightSet] = {}
+        self._postponed: list[WeightSet] = []
 
     # --- by name ------------------------------------------------------------------------------------------
 
@@ -107,6 +117,10 @@ class Library:
 
     def need(self, version: WeightSet) -> None:
         """See to it that a weight set becomes ready; a second call while it does changes nothing."""
+        if version.life.state == "evicted":
+            version.life.become("returning")
+            self._admission.bring_back(version)
+            return
         if version.life.state not in ("declared", "failed"):
             return
         if version.load.source == "frozen":
@@ -144,6 +158,7 @@ class Library:
         version = self._loaders.pop(child, None)
         if version is None:
             return []
+        self._admission.drop_filler(child)
         version.loader = 0
         version.error = error
         version.life.become("failed")
@@ -160,9 +175,37 @@ class Library:
         self.need(model.current)  # the queue had waited for the successor
         return []
 
-    def is_loading(self, child: int) -> bool:
-        """Whether somebody wants what a loader builds."""
-        return child in self._loaders
+    def is_loading(self, filler: FillerKey) -> bool:
+        """Whether this is a loader, and somebody wants what it builds."""
+        return type(filler) is int and filler in self._loaders
+
+    def loaded_by(self, filler: FillerKey) -> str:
+        """Return the name of the model that a loader builds; empty if this is none."""
+        return self._loaders[filler].load.name if self.is_loading(filler) else ""
+
+    def has_active_loads(self, *, but: FillerKey) -> bool:
+        """Whether somebody else loads, or hands over, and does not wait for memory itself."""
+        active = (*self._loaders, *self.holdings.regions.fillers())
+        return any(one != but and not self._admission.waits(one) for one in active)
+
+    @property
+    def has_postponed(self) -> bool:
+        """Whether loads are to begin anew."""
+        return bool(self._postponed)
+
+    def postpone(self, child: int) -> None:
+        """Give a load up that waits for memory which others need first; it begins anew with `resume_postponed`."""
+        version = self._loaders.pop(child)
+        self.holdings.let_go(child)
+        self._fleet.give_up_loader(child)
+        self._postponed.append(version)
+
+    def resume_postponed(self) -> None:
+        """Begin those loads anew, one after another."""
+        while self._postponed and not self._loaders:
+            version = self._postponed.pop(0)
+            if version.life.state == "building":
+                self._start_loader(version)
 
     def loader_exited(self, child: int, *, was_forked: bool) -> bool:
         """A loader is gone; true if that ends a load (the caller reports why), false if it is of no matter."""
@@ -238,8 +281,8 @@ class Library:
         return model
 
     def _retire(self, version: WeightSet, answer: Message) -> None:
-        if version.life.state == "building":
-            del self._loaders[version.loader]
+        if version.life.state == "building" and self._loaders.pop(version.loader, None) is not None:
+            self._admission.drop_filler(version.loader)
             self._fleet.give_up_loader(version.loader)
         self.warming.drop(version)
         self.holdings.retire(version, answer)

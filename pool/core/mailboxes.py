@@ -22,6 +22,7 @@ from ...protocol.messages import MailboxGranted, MapMailbox, Record, Refused, Su
 from ...protocol.tensors import Place, read_place, read_places
 from .events import CallerKey, ClientKey
 from .instructions import FreeRegions, Instruction, MakeRegion, Report, ToCaller, ToChild
+from .ledger import Ledger
 from .regions import Regions
 
 #: What one client may have of them. Each is a descriptor here and a mapping in each worker; sizes that grow
@@ -72,6 +73,7 @@ class Mailboxes:
     Args:
         budget: how much there may be.
         regions: who numbers regions.
+        ledger: what memory there is.
         out: where instructions go.
 
     Attributes:
@@ -80,12 +82,13 @@ class Mailboxes:
         inline: how many requests of local clients came with large arrays that lay in none.
     """
 
-    def __init__(self, budget: Budget, regions: Regions, out: list[Instruction]) -> None:
+    def __init__(self, budget: Budget, regions: Regions, ledger: Ledger, out: list[Instruction]) -> None:
         self.budget = budget
         self.granted_bytes = 0
         self.refused = 0
         self.inline = 0
         self._regions = regions
+        self._ledger = ledger
         self._out = out
         self._by_number: dict[int, Mailbox] = {}
         self._by_caller: dict[CallerKey, dict[int, Mailbox]] = {}
@@ -248,6 +251,9 @@ class Mailboxes:
             return f"{asked}: this client has {has_bytes:,}, and may have {client_bytes:,}"
         if self.granted_bytes + size_bytes > total_bytes:
             return f"{asked}: all clients have {self.granted_bytes:,}, and may have {total_bytes:,}"
+        if size_bytes > self._ledger.free_bytes:
+            free_bytes = max(0, self._ledger.free_bytes)
+            return f"{asked}: {free_bytes:,} bytes are free of the {self._ledger.limit_bytes:,} of this pool"
         if len(own) >= MAX_MAILBOXES:
             return f"{asked}: this client has {len(own)} mailboxes, and may have {MAX_MAILBOXES}"
         return ""

@@ -4,10 +4,14 @@ A region is held by whoever fills it and by the weight sets that lie in it, and 
 is filled is found by its size and digest, so that a content which is there already is not stored again, whichever
 model it comes from; that they are equal is for the filler to find out. A loader that wants what another is filling
 waits for it, but only as long as it has nothing to fill itself: so no two wait for each other.
+
+A region that no weight set in memory lies in can be moved out of memory and back; its number stays, and so does
+what is in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ...protocol.errors import InvalidRequest
@@ -20,6 +24,8 @@ FillerKey: TypeAlias = Any
 FileIdentity: TypeAlias = tuple[Any, ...]
 
 GrantState = Literal["fill", "compare", "wait", "file"]
+#: Where the content of a region can be moved to.
+Tier = Literal["memory", "disk"]
 
 
 class RegionGrant(NamedTuple):
@@ -39,9 +45,10 @@ class RegionRecord:
         key: what it is found by; None if it is not to be found.
         filler: who fills it; None once that is done.
         holders: fillers, and weight sets as ``("set", number)``.
+        is_file: whether it is a file, which takes no memory of the pool.
     """
 
-    __slots__ = ("filler", "holders", "key", "life", "number", "size_bytes")
+    __slots__ = ("filler", "holders", "is_file", "key", "life", "number", "size_bytes")
 
     def __init__(self, number: int, size_bytes: int, key: tuple[Any, ...] | None, filler: FillerKey) -> None:
         self.number = number
@@ -49,6 +56,7 @@ class RegionRecord:
         self.key = key
         self.filler: FillerKey | None = filler
         self.holders: set[Any] = {filler}
+        self.is_file = key is not None and key[0] == "file"
         self.life = Lifecycle("region", number, "filling")
 
     def __repr__(self) -> str:
@@ -59,15 +67,28 @@ class RegionRecord:
         """The weight sets that lie in it."""
         return [holder[1] for holder in self.holders if type(holder) is tuple and holder[0] == "set"]
 
+    @property
+    def is_being_filled(self) -> bool:
+        """Whether somebody who fills regions, or compares with it, holds it."""
+        return any(type(holder) is not tuple or holder[0] != "set" for holder in self.holders)
+
 
 class Regions:
     """All regions of a pool.
 
     What is to be freed collects in `freed` until somebody takes it from there; so do, in `answers`, grants for
     those who waited.
+
+    Attributes:
+        resident_bytes: the memory of those that are complete.
+        filling_bytes: that of those that are being filled.
+        returning_bytes: what of the memory of complete ones is being read back.
     """
 
     def __init__(self) -> None:
+        self.resident_bytes = 0
+        self.filling_bytes = 0
+        self.returning_bytes = 0
         self.freed: list[int] = []
         self.answers: list[tuple[FillerKey, list[RegionGrant]]] = []
         self._numbers = 0
@@ -82,7 +103,25 @@ class Regions:
     def __getitem__(self, number: int) -> RegionRecord:
         return self._by_number[number]
 
+    def __contains__(self, number: int) -> bool:
+        return number in self._by_number
+
+    def __iter__(self) -> Iterator[RegionRecord]:
+        return iter(self._by_number.values())
+
     # --- filling --------------------------------------------------------------------------------------------
+
+    def check(self, filler: FillerKey, wants: list[tuple[int, bytes]]) -> None:
+        """Look whether somebody can have what it wants.
+
+        Raises:
+            InvalidRequest: a size or digest cannot be, or the filler holds more than anyone needs.
+        """
+        if len(self._held.get(filler, {})) + len(wants) > MAX_FDS_AHEAD:
+            raise InvalidRequest(f"more than {MAX_FDS_AHEAD:,} regions for one model")
+        for size_bytes, digest in wants:
+            if size_bytes <= 0 or len(digest) not in (0, 16):
+                raise InvalidRequest(f"a region of {size_bytes} bytes with a digest of {len(digest)} bytes")
 
     def want(self, filler: FillerKey, wants: list[tuple[int, bytes]], *, may_wait: bool) -> list[RegionGrant]:
         """Make or find regions; empty if the answer comes later.
@@ -95,11 +134,7 @@ class Regions:
         Raises:
             InvalidRequest: a size or digest cannot be, or the filler holds more than anyone needs.
         """
-        if len(self._held.get(filler, {})) + len(wants) > MAX_FDS_AHEAD:
-            raise InvalidRequest(f"more than {MAX_FDS_AHEAD:,} regions for one model")
-        for size_bytes, digest in wants:
-            if size_bytes <= 0 or len(digest) not in (0, 16):
-                raise InvalidRequest(f"a region of {size_bytes} bytes with a digest of {len(digest)} bytes")
+        self.check(filler, wants)
         if may_wait and len(wants) == 1 and self._delay(filler, *wants[0]):
             return []
         several = len(wants) > 1  # who asks for one alone gets it
@@ -135,6 +170,21 @@ class Regions:
                 self._find_no_more(record)
             self._drop(record, filler)
 
+    def loading_bytes(self, filler: FillerKey) -> tuple[int, int]:
+        """Return what lies in regions that this filler alone holds: in all, and in those of them it has filled."""
+        alone = [one for one in self._held.get(filler, {}).values() if len(one.holders) == 1 and not one.is_file]
+        filled_bytes = sum(one.size_bytes for one in alone if one.filler is None)
+        return sum(one.size_bytes for one in alone), filled_bytes
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """What was handed out and may not be taken from the system yet."""
+        return self.filling_bytes + self.returning_bytes
+
+    def fillers(self) -> Iterator[FillerKey]:
+        """Yield everybody who fills regions, or compares with some."""
+        yield from self._held
+
     # --- weight sets ----------------------------------------------------------------------------------------
 
     def use(self, filler: FillerKey, weight_set: int, numbers: list[int]) -> None:
@@ -156,6 +206,42 @@ class Regions:
         for number in dict.fromkeys(numbers):
             self._drop(self._by_number[number], ("set", weight_set))
 
+    # --- out of memory, and back ----------------------------------------------------------------------------
+
+    def missing_bytes(self, filler: FillerKey, wants: list[tuple[int, bytes]]) -> int:
+        """Return how much memory would be handed out for what is wanted."""
+        missing: dict[Any, int] = {}
+        for index, (size_bytes, digest) in enumerate(wants):
+            record = self._by_key.get((size_bytes, digest)) if digest else None
+            is_there = record is not None and record.life.state == "sealed"
+            is_coming = record is not None and record.life.state == "filling" and record.filler == filler
+            if not (is_there or is_coming):
+                missing[(size_bytes, digest) if digest else index] = size_bytes
+        return sum(missing.values())
+
+    def away(self, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        """Return those of some regions that are not in memory."""
+        return tuple(one for one in dict.fromkeys(numbers) if self._by_number[one].life.state == "away")
+
+    def move(self, numbers: tuple[int, ...], state: Literal["leaving", "returning"]) -> None:
+        """Begin to move regions out of memory, or back."""
+        for number in numbers:
+            record = self._by_number[number]
+            record.life.become(state)
+            if state == "returning":
+                self.resident_bytes += record.size_bytes
+                self.returning_bytes += record.size_bytes
+
+    def moved(self, numbers: tuple[int, ...], *, is_away: bool) -> None:
+        """Regions are out of memory, or in it; those that were freed meanwhile are of no matter."""
+        for number in numbers:
+            record = self._by_number.get(number)
+            if record is not None:
+                if record.life.state == "returning":
+                    self.returning_bytes -= record.size_bytes
+                record.life.become("away" if is_away else "sealed")
+                self.resident_bytes -= record.size_bytes if is_away else 0
+
     # --- inside ---------------------------------------------------------------------------------------------
 
     def _grant(
@@ -167,7 +253,8 @@ class Regions:
             self._hold(filler, record)
             return RegionGrant(record.number, size_bytes, "compare", is_new=False)
         # Two equal contents of an app: it has filled the one when it asks again for the other.
-        if record is not None and (may_wait or (record.filler == filler and is_one_of_several)):
+        is_filling = record is not None and record.life.state == "filling"
+        if record is not None and is_filling and (may_wait or (record.filler == filler and is_one_of_several)):
             return RegionGrant(0, size_bytes, "wait", is_new=False)
         record = self._make(filler, size_bytes, key if record is None else None)
         return RegionGrant(record.number, size_bytes, "fill", is_new=True)
@@ -192,6 +279,8 @@ class Regions:
         record = self._by_number[number] = RegionRecord(number, size_bytes, key, filler)
         if key is not None:
             self._by_key[key] = record
+        if not record.is_file:
+            self.filling_bytes += size_bytes
         self._hold(filler, record)
         return record
 
@@ -202,6 +291,9 @@ class Regions:
     def _fill(self, record: RegionRecord) -> None:
         record.life.become("sealed")
         record.filler = None
+        if not record.is_file:
+            self.filling_bytes -= record.size_bytes
+            self.resident_bytes += record.size_bytes
 
     def _find_no_more(self, record: RegionRecord) -> None:
         if record.key is not None and self._by_key.get(record.key) is record:
@@ -218,6 +310,17 @@ class Regions:
         record.holders.discard(holder)
         if not record.holders:
             self._find_no_more(record)
+            self._uncount(record)
             record.life.become("freed")
             del self._by_number[record.number]
             self.freed.append(record.number)
+
+    def _uncount(self, record: RegionRecord) -> None:
+        if record.is_file or record.life.state == "away":
+            return
+        if record.life.state == "filling":
+            self.filling_bytes -= record.size_bytes
+            return
+        self.resident_bytes -= record.size_bytes
+        if record.life.state == "returning":
+            self.returning_bytes -= record.size_bytes

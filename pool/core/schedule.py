@@ -24,6 +24,7 @@ class Schedule:
         self._filling: Turns[Model] = Turns(clock)
         self._due: list[tuple[float, int, Model]] = []  # a heap: when those that fill have waited long enough
         self._serial = 0
+        self._claiming: dict[Model, None] = {}  # the ready ones that run on fewer workers than they should
 
     def __bool__(self) -> bool:
         return bool(self._ready) or bool(self._filling)
@@ -38,6 +39,7 @@ class Schedule:
 
     def note(self, model: Model, now: float) -> None:
         """Have a model where it belongs, as it has more or fewer requests now."""
+        self._claiming.pop(model, None)
         if not model.is_runnable:
             self.drop(model)
         elif model.current.terms.max_batch > 1 and self._fills(model, now):
@@ -46,6 +48,8 @@ class Schedule:
             if model in self._filling:
                 self._filling.drop(model)
             self._ready.add(model)
+            if model.is_below_least:
+                self._claiming[model] = None
 
     def _fills(self, model: Model, now: float) -> bool:
         """Return whether a model's next batch is to wait for company; then it is where it belongs."""
@@ -62,11 +66,14 @@ class Schedule:
 
     def drop(self, model: Model) -> None:
         """A model has nothing to run."""
+        self._claiming.pop(model, None)
         self._ready.drop(model)
         self._filling.drop(model)
 
     def first(self, *, is_idle: bool) -> Model | None:
         """Return whose turn it is with a worker that is idle, or with one that has room behind what it runs."""
+        if self._claiming and is_idle:
+            return next(iter(self._claiming))
         ready = self._ready.first()
         filling = self._filling.first() if is_idle and self._filling else None
         if ready is None or filling is None:

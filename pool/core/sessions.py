@@ -24,6 +24,7 @@ class Sessions:
     def __init__(self) -> None:
         self._workers: OrderedDict[_Key, int] = OrderedDict()  # the last is the most recent
         self._keys: dict[int, set[_Key]] = {}
+        self._models: Counter[str] = Counter()
         self._queues: dict[int, Queue] = {}
         self._able: dict[int, None] = {}  # workers that may have room for what waits for them
         self._others_turn: set[int] = set()
@@ -39,6 +40,10 @@ class Sessions:
                 calls[request.submit.model] += request.calls
         return calls
 
+    def has(self, model: str) -> bool:
+        """Whether a worker has a session of a model."""
+        return self._models[model] > 0
+
     def worker_of(self, request: Request) -> int:
         """Return the worker that has the request's session; 0 for none."""
         return self._workers.get((request.submit.model, request.submit.session), 0)
@@ -49,6 +54,8 @@ class Sessions:
         if key not in self._workers and len(self._workers) == MOST_SESSIONS:
             oldest, worker = self._workers.popitem(last=False)
             self._keys[worker].discard(oldest)
+            self._models[oldest[0]] -= 1
+        self._models[key[0]] += key not in self._workers
         self._workers[key] = child
         self._workers.move_to_end(key)
         self._keys.setdefault(child, set()).add(key)
@@ -96,7 +103,7 @@ class Sessions:
     def end(self, child: int) -> list[Request]:
         """Forget a worker; return what waited for it, in order."""
         for key in self._keys.pop(child, ()):
-            self._workers.pop(key, None)
+            self._models[key[0]] -= self._workers.pop(key, None) is not None
         self._able.pop(child, None)
         self._others_turn.discard(child)
         queue = self._queues.pop(child, None)

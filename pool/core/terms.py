@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from ...protocol.errors import InvalidRequest
-from ...protocol.limits import MAX_BATCH, MAX_REQUESTS_PER_CLIENT, MAX_SHARE, MAX_WAIT_MS
+from ...protocol.limits import MAX_BATCH, MAX_REQUESTS_PER_CLIENT, MAX_SHARE, MAX_WAIT_MS, MAX_WORKERS
 
 #: Bounds of each option, both allowed.
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
@@ -14,6 +14,8 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "max_batch": (1, MAX_BATCH),
     "max_wait_ms": (0, MAX_WAIT_MS),
     "max_queue": (0, MAX_REQUESTS_PER_CLIENT),
+    "min_workers": (0, MAX_WORKERS),
+    "max_workers": (0, MAX_WORKERS),
 }
 
 
@@ -25,6 +27,8 @@ class Terms(NamedTuple):
         max_batch: so many calls may run as one; 1: each runs alone.
         max_wait_s: how long a batch that is not full may wait for more while every worker is busy.
         max_queue: so many calls may wait; 0: as many as clients may send.
+        min_workers: as long as fewer run it, it has its turn before others.
+        max_workers: so many may run it at once; 0: all.
         is_adaptive: whether size and wait of batches follow what runs were measured to take.
     """
 
@@ -32,6 +36,8 @@ class Terms(NamedTuple):
     max_batch: int = 1
     max_wait_s: float = 0.0
     max_queue: int = 0
+    min_workers: int = 0
+    max_workers: int = 0
     is_adaptive: bool = True
 
 
@@ -51,5 +57,7 @@ def terms_of(options: Mapping[str, Any]) -> Terms:
         int(options.get("max_batch", plain.max_batch)),
         options.get("max_wait_ms", 0) / 1000,
         int(options.get("max_queue", plain.max_queue)),
+        int(options.get("min_workers", plain.min_workers)),
+        int(options.get("max_workers", plain.max_workers)),
         bool(options.get("adaptive", plain.is_adaptive)),
     )

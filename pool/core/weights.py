@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from ...protocol.errors import PoolBusy
@@ -14,6 +15,8 @@ from .terms import Terms, terms_of
 
 #: Weight of the newest measurement in a model's expected run time.
 _NEWEST = 0.2
+#: In this time half of what was asked of a model is forgotten.
+HALF_LIFE_S = 60.0
 #: So many workers may die while they thaw a warm weight set; after that it is thawed when it is run.
 MAX_THAW_DEATHS = 2
 
@@ -45,6 +48,11 @@ class WeightSet:
         zygote_deaths: how many zygotes did.
         error: why the last attempt to build it failed.
         waiting_for_load: who is told when it is ready or has failed.
+        evictors: who is told when it is out of memory.
+        evictions, returns: how often it was moved out of memory, and back.
+        return_s: how long the last return took.
+        stays_because: why it is not to be evicted again.
+        resident_since: when it was there, or there again.
         unloaders: who is told when its memory was freed.
     """
 
@@ -73,6 +81,12 @@ class WeightSet:
         self.zygote_deaths = 0
         self.error: dict[str, Any] | None = None
         self.waiting_for_load: list[CallerKey] = []
+        self.evictors: list[CallerKey] = []
+        self.evictions = 0
+        self.returns = 0
+        self.return_s = 0.0
+        self.stays_because = ""
+        self.resident_since = 0.0
         self.unloaders: list[CallerKey] = []
         self.life = Lifecycle("weight set", f"{number} of {load.name}", "declared")
 
@@ -95,6 +109,25 @@ class WeightSet:
         return bool(self.load.options.get("warm")) and not self.is_dangerous
 
 
+class Heat:
+    """How often something is used lately: a count in which what is past fades, by half in `HALF_LIFE_S`."""
+
+    __slots__ = ("_at", "_count")
+
+    def __init__(self) -> None:
+        self._count = 0.0
+        self._at = 0.0
+
+    def add(self, calls: int, now: float) -> None:
+        """Note that it was asked for."""
+        self._count = self.at(now) + calls
+        self._at = now
+
+    def at(self, now: float) -> float:
+        """Return the count as of now."""
+        return self._count * 0.5 ** ((now - self._at) / HALF_LIFE_S)
+
+
 class Model:
     """What a name stands for: a queue, the weight set that answers, and the one that will replace it.
 
@@ -106,7 +139,11 @@ class Model:
         batching: how large batches are.
         expected_s: what a call takes, a moving average of the workers' measurements; None before the first.
         worker_s: how much of workers' time it has had.
+        seats: the workers that run it, with how many attempts they hold.
+        is_held: whether it runs on as many workers as it may, and none of them has room for more.
         clock_s, weight: see `turns.Member`.
+        heat: how often it is asked for.
+        is_pinned: whether it stays in memory.
         waiting_for_unload: who is told when the model is gone.
     """
 
@@ -120,8 +157,12 @@ class Model:
         self.expected_s: float | None = None
         self._unit_s = 0.0
         self.worker_s = 0.0
+        self.seats: Counter[int] = Counter()
+        self.is_held = False
         self.clock_s = 0.0
         self.weight = current.terms.share
+        self.heat = Heat()
+        self.is_pinned = bool(current.load.options.get("pin"))
         self.answered = 0
         self.failed = 0
         self.waiting_for_unload: list[CallerKey] = []
@@ -137,6 +178,8 @@ class Model:
         self.expected_s = None
         self._unit_s = 0.0
         self.weight = version.terms.share
+        self.is_held = False
+        self.is_pinned = self.is_pinned or bool(version.load.options.get("pin"))
 
     def check_room(self, calls: int) -> None:
         """Refuse calls for which there is no room in the queue.
@@ -153,7 +196,23 @@ class Model:
     @property
     def is_runnable(self) -> bool:
         """Whether a worker could take a request of it now."""
-        return self.queue.calls > 0 and self.current.is_ready
+        return self.queue.calls > 0 and self.current.is_ready and not self.is_held
+
+    @property
+    def is_below_least(self) -> bool:
+        """Whether it runs on fewer workers than its owner wants it to, if it has anything to run."""
+        return len(self.seats) < self.current.terms.min_workers
+
+    @property
+    def is_at_most(self) -> bool:
+        """Whether it runs on as many workers as it may."""
+        return 0 < self.current.terms.max_workers <= len(self.seats)
+
+    def left(self, child: int) -> None:
+        """An attempt of it is over."""
+        self.seats[child] -= 1
+        if not self.seats[child]:
+            del self.seats[child]
 
     @property
     def terms(self) -> Terms:

@@ -197,6 +197,12 @@ class Workers:
             busy.is_next = True
         return None
 
+    def surplus(self) -> Worker | None:
+        """Return the worker that was idle for longest, if there are more than are wanted."""
+        if self.staying - self._starting <= self.wanted or self._outdated:
+            return None
+        return next(iter(self._idle.values()), None)
+
     def leave(self, worker: Worker) -> None:
         """Note that an idle worker was told to go."""
         for listed in (self._idle, self._outdated, self._replaceable):

@@ -18,11 +18,11 @@ A model that keeps tensors after its runs, twice in one worker, runs outside of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Final, NamedTuple
 
 from ...protocol.messages import MapSlot, UnmapSlot, Used
 from ...protocol.states import Lifecycle
+from .identity import identity_of
 from .instructions import EmptyRegion, FreeRegions, GrowRegion, Instruction, MakeRegion, Remember, Report, ToChild
 from .regions import Regions
 from .weights import WeightSet
@@ -151,6 +151,11 @@ class Workspace:
         """Whether slots were ordered of which nothing is known yet."""
         return bool(self._making)
 
+    @property
+    def needed_bytes(self) -> int:
+        """What all slots together will take, as far as it is known what their models need."""
+        return self.seats * sum(min(ring.need_bytes, ring.size_bytes) for ring in self.rings.values())
+
     # --- weight sets ----------------------------------------------------------------------------------------
 
     def join(self, version: WeightSet) -> None:
@@ -159,7 +164,9 @@ class Workspace:
         if name == PRIVATE or self.without:
             return
         ring = self.rings.setdefault(name, Ring(name, self._slot_bytes))
-        identity = self._identities[version.number] = self._identity_of(version)
+        identity = self._identities[version.number] = identity_of(
+            version.load.name, version.manifest, [self._regions[number].key for number in version.regions]
+        )
         known = self._history.get(identity, {})
         ring.note_need(version.number, max(known.values(), default=0))
         self._resize(ring)
@@ -329,13 +336,3 @@ class Workspace:
 
     def _dissolve(self, ring: Ring) -> None:
         self.rings.pop(ring.name, None)
-
-    def _identity_of(self, version: WeightSet) -> str:
-        """Return what a weight set is recognised by in another pool: layout and content of its storages.
-
-        One that has none goes by its name.
-        """
-        keys = [self._regions[number].key for number in version.regions]
-        contents = [key for key in keys if key is not None and key[0] != "file"]
-        text = repr((version.manifest, contents) if version.regions else version.load.name)
-        return blake2b(text.encode(), digest_size=16).hexdigest()

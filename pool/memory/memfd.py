@@ -13,10 +13,10 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
 from typing import Final
 
 from .base import Region, RegionBusy, RegionRefused, check_grows, check_open, check_size
+from .machine import LinuxMachine, Machine
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -27,7 +27,14 @@ _PUNCH_HOLE: Final = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE and FALLOC_FL_KEEP_SIZE
 
 
 class MemfdStore:
-    """Regions of host memory, each a sealable memfd."""
+    """Regions of host memory, each a sealable memfd.
+
+    Args:
+        machine: tells how much memory is available; default: the one that this process runs on.
+    """
+
+    def __init__(self, machine: Machine | None = None) -> None:
+        self._machine = machine or LinuxMachine()
 
     def __repr__(self) -> str:
         return "<MemfdStore>"
@@ -35,7 +42,7 @@ class MemfdStore:
     def create(self, size_bytes: int, name: str, *, resizable: bool = False) -> Region:
         """Make an empty memfd of the given size; see `RegionStore.create`."""
         check_size(size_bytes)
-        free_bytes = available_bytes()
+        free_bytes = self._machine.available_bytes()
         if size_bytes > free_bytes:
             raise RegionRefused(name, size_bytes, free_bytes)
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -52,7 +59,7 @@ class MemfdStore:
         """Extend the file; see `RegionStore.grow`."""
         check_open(region)
         check_grows(region, size_bytes)
-        more_bytes, free_bytes = size_bytes - region.size_bytes, available_bytes()
+        more_bytes, free_bytes = size_bytes - region.size_bytes, self._machine.available_bytes()
         if more_bytes > free_bytes:
             raise RegionRefused(region.name, more_bytes, free_bytes)
         os.ftruncate(region.fd, size_bytes)
@@ -100,51 +107,3 @@ def _punch_hole(fd: int, offset_bytes: int, size_bytes: int) -> None:
     if fallocate(fd, _PUNCH_HOLE, offset_bytes, size_bytes):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-
-
-def available_bytes(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int:
-    """Return how much memory this process could still come to use.
-
-    That is the least of what the machine has available and what each control group (version 2) above this
-    process leaves. Nothing is reserved: two who ask at the same time get the same answer.
-
-    Args:
-        proc: where the proc file system is mounted.
-        cgroup: where the control groups are.
-    """
-    machine = _fields(os.path.join(proc, "meminfo"))["MemAvailable:"] * 1024
-    return max(0, min([machine, *_left_in_groups(proc, cgroup)]))
-
-
-def _left_in_groups(proc: str, cgroup: str) -> Iterator[int]:
-    """Yield what each group around this process leaves, from the innermost outwards."""
-    path = _group_path(proc)
-    while path is not None:
-        folder = os.path.join(cgroup, path.strip("/"))
-        limit = _read(os.path.join(folder, "memory.max"))
-        if limit is not None and limit != "max":
-            used_bytes = int(_read(os.path.join(folder, "memory.current")) or 0)
-            # Files that were read count as used, yet the kernel drops them first when memory runs short:
-            # a weights file just read must not make its own region seem too large.
-            cached_bytes = _fields(os.path.join(folder, "memory.stat")).get("inactive_file", 0)
-            yield int(limit) - max(0, used_bytes - cached_bytes)
-        path = os.path.dirname(path) if path != "/" else None
-
-
-def _group_path(proc: str) -> str | None:
-    lines = (_read(os.path.join(proc, "self", "cgroup")) or "").splitlines()
-    return next((line.removeprefix("0::") for line in lines if line.startswith("0::/")), None)
-
-
-def _fields(path: str) -> dict[str, int]:
-    """Read lines of a name and a number."""
-    lines = (line.split() for line in (_read(path) or "").splitlines())
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
-
-
-def _read(path: str) -> str | None:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except FileNotFoundError:
-        return None

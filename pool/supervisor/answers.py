@@ -13,12 +13,13 @@ from ...protocol.values import encode
 from ..core.accounting import WeightsAccount, account_of
 from ..core.batching import Batching
 from ..core.core import Core
-from ..core.weights import Model
+from ..core.weights import Model, WeightSet
 from ..core.workspace import Ring
 from ..settings import Settings
+from .meter import Meter
+from .mover import Mover
 from .processes import Processes
-from .reactor import Reactor
-from .sampler import ProcessMemory, Sampler
+from .sampler import ProcessMemory
 from .shelf import Shelf
 
 #: Notes that are kept: fallbacks taken, processes replaced.
@@ -31,22 +32,21 @@ class Answers:
     """Answers queries.
 
     Args:
-        core, settings, processes, shelf: what is asked about.
-        reactor: watches for measurements that are done.
+        core, settings, processes, shelf, mover: what is asked about.
+        meter: measures processes.
     """
 
     def __init__(
-        self, core: Core, settings: Settings, processes: Processes, reactor: Reactor, shelf: Shelf
+        self, core: Core, settings: Settings, processes: Processes, shelf: Shelf, mover: Mover, meter: Meter
     ) -> None:
         self._core = core
         self._settings = settings
         self._processes = processes
-        self._reactor = reactor
         self._shelf = shelf
-        self._sampler = Sampler()
+        self._mover = mover
+        self._meter = meter
         self._started_at = time.monotonic()
         self.notes: deque[str] = deque(maxlen=_KEPT_NOTES)
-        reactor.watch(self._sampler.fileno(), self._sampler.results)
 
     def ask(self, topic: str, then: Then) -> None:
         """Answer now or, if something must be measured, later."""
@@ -55,15 +55,10 @@ class Answers:
         elif topic == "status":
             then(encode(self._status()).body)
         elif topic == "memory":
-            roles = self._roles()
-            self._sampler.measure(list(roles), lambda measured: then(encode(self._memory(roles, measured)).body))
+            roles = self._meter.roles()
+            self._meter.measure_exactly(lambda measured: then(encode(self._memory(roles, measured)).body))
         else:
             then(InvalidRequest(f"unknown topic {topic!r}; known are models, memory and status"))
-
-    def close(self) -> None:
-        """Measure no more."""
-        self._reactor.forget(self._sampler.fileno())
-        self._sampler.close()
 
     def _models(self) -> list[dict[str, Any]]:
         in_sessions = self._core.dispatch.sessions.waiting()
@@ -97,6 +92,7 @@ class Answers:
             "uptime_s": time.monotonic() - self._started_at,
             "is_stopping": bool(self._core.stopping),
             "slots": self._settings.slots,
+            "workers_note": self._core.sizing.note,
             "concurrency": self._core.concurrency.limit,
             "concurrency_note": self._core.concurrency.note,
             "sessions": len(self._core.dispatch.sessions),
@@ -162,15 +158,6 @@ class Answers:
         slots = [("slots", f"runs take private memory: {without}")] if without else []
         return [f"{name}: {reason}" for name, reason in modules + models + slots]
 
-    def _roles(self) -> dict[int, str]:
-        roles = {os.getpid(): "supervisor"}
-        if self._processes.zygote_pid:
-            roles[self._processes.zygote_pid] = "zygote"
-        for child in self._processes.children.values():
-            if child.pid:
-                roles[child.pid] = child.role
-        return roles
-
     def _memory(self, roles: dict[int, str], measured: dict[int, ProcessMemory]) -> dict[str, Any]:
         holdings = self._core.library.holdings
         accounts = [account_of(holdings, version) for version in holdings.sets.values()]
@@ -191,12 +178,58 @@ class Answers:
             "total_bytes": sum(one.pss for one in measured.values()) + regions,
             "weights_bytes": weights,
             "weights_bytes_unshared": sum(one.size_bytes * len(one.version.holders) for one in accounts),
-            "weights": [_weights(one) for one in accounts],
+            "weights": [self._weights(one) for one in accounts],
             "slots_bytes": slots,
             "mailboxes_bytes": mailboxes,
             "spilled_bytes": sum(ring.spilled_bytes for ring in self._core.workspace.rings.values()),
             "processes": processes,
+            "devices": [self._device()],
         }
+
+    def _device(self) -> dict[str, Any]:
+        ledger = self._core.ledger
+        return {
+            "name": ledger.name,
+            "total_bytes": ledger.total_bytes,
+            "available_bytes": max(0, ledger.available_bytes),
+            "budget_bytes": ledger.budget_bytes,
+            "reserve_bytes": ledger.reserve_bytes,
+            "limit_bytes": ledger.limit_bytes,
+            "used_bytes": ledger.used_bytes,
+            "free_bytes": max(0, ledger.free_bytes),
+            "accounts": ledger.accounts(),
+            "evicted_bytes": self._mover.evicted_bytes,
+            "disk_bytes": self._mover.disk_bytes,
+        }
+
+    def _weights(self, account: WeightsAccount) -> dict[str, Any]:
+        version = account.version
+        model = self._core.library.models.get(version.load.name)
+        return {
+            "model": version.load.name,
+            "state": version.life.state,
+            "tier": self._tier(version),
+            "size_bytes": account.size_bytes,
+            "own_bytes": account.own_bytes,
+            "shared_with": account.shared_with,
+            "private_bytes": version.private_bytes,
+            "opaque": version.opaque,
+            "workers": len(version.holders),
+            "attached": len(version.attached),
+            "is_rebuilt": bool(version.recipe),
+            "is_pinned": model is not None and model.is_pinned,
+            "evictions": version.evictions,
+            "returns": version.returns,
+        }
+
+    def _tier(self, version: WeightSet) -> str:
+        """Return where a weight set lies; empty if it is not loaded."""
+        records = [self._core.library.holdings.regions[number] for number in version.regions]
+        if any(record.life.state in ("away", "returning") for record in records):
+            return "disk"
+        if any(record.is_file for record in records):
+            return "file"
+        return "memory" if records else ""
 
 
 def _batch(batching: Batching) -> dict[str, Any]:
@@ -206,20 +239,4 @@ def _batch(batching: Batching) -> dict[str, Any]:
         "wait_s": batching.wait_s,
         "mean": batching.calls / batching.batches if batching.batches else 0.0,
         "note": batching.note,
-    }
-
-
-def _weights(account: WeightsAccount) -> dict[str, Any]:
-    version = account.version
-    return {
-        "model": version.load.name,
-        "state": version.life.state,
-        "size_bytes": account.size_bytes,
-        "own_bytes": account.own_bytes,
-        "shared_with": account.shared_with,
-        "private_bytes": version.private_bytes,
-        "opaque": version.opaque,
-        "workers": len(version.holders),
-        "attached": len(version.attached),
-        "is_rebuilt": bool(version.recipe),
     }

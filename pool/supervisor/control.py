@@ -93,13 +93,16 @@ class ControlServer:
 
     def end(self, connection: Connection) -> None:
         """Hang up."""
-        if connection not in self.connections:
-            return
+        if connection in self.connections:
+            self.release(connection)
+            connection.channel.close()
+            os.close(connection.pidfd)
+
+    def release(self, connection: Connection) -> None:
+        """Have nothing more to do with a connection; its channel and pidfd are the caller's from now on."""
         self.connections.discard(connection)
         self._reactor.forget(connection.channel.fileno())
         self._reactor.forget(connection.pidfd)
-        connection.channel.close()
-        os.close(connection.pidfd)
         self._ended(connection)
 
     def close(self) -> None:

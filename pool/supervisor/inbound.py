@@ -16,7 +16,7 @@ _Table: TypeAlias = dict[type, Callable[[Any, Any, list[Any]], events.Event]]
 
 _SOURCES: Final = ("frozen", "factory", "import", "path")
 
-#: From a client, over ZeroMQ.
+#: From a client, over a unix stream or ZeroMQ.
 FROM_CLIENT: Final[_Table] = {
     messages.Submit: events.Submitted,
     messages.Cancel: lambda client, one, _: events.Cancelled(client, one.request, one.kill),
@@ -26,6 +26,8 @@ FROM_CLIENT: Final[_Table] = {
 #: From an app or the command line, over the unix socket.
 FROM_CALLER: Final[_Table] = {
     messages.UnloadModel: lambda caller, one, _: events.ModelRemoved(caller, one.name),
+    messages.PinModel: lambda caller, one, _: events.ModelPinned(caller, one.name, one.is_pinned),
+    messages.EvictModel: lambda caller, one, _: events.ModelEvicted(caller, one.name),
     messages.AttachModel: lambda caller, one, _: events.ModelWanted(caller, one.name),
     messages.NeedMailbox: lambda caller, one, _: events.MailboxWanted(caller, one.size_bytes),
     messages.ReturnMailbox: lambda caller, one, _: events.MailboxReturned(caller, one.mailbox),

@@ -1,7 +1,7 @@
 """One thread, one epoll: descriptors, timers and signals become calls.
 
-ZeroMQ's sockets are not descriptors that can be read or not; each has one that becomes readable when its state
-may have changed. So before the loop sleeps it asks each ZeroMQ socket itself, and the descriptor only wakes it.
+A turn begins with what was to be called soon, goes on with what has come, and ends with what is to be done for all
+of that at once, such as sending. Only then the loop sleeps.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Reactor:
         self._readers: dict[int, Callable[[], None]] = {}
         self._flushers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Writer] = {}
-        self._pollers: list[Callable[[], bool]] = []
+        self._soon: list[Callable[[], None]] = []
         self._enders: list[Callable[[], None]] = []
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
@@ -65,12 +65,12 @@ class Reactor:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
 
-    def poll_first(self, poll: Callable[[], bool]) -> None:
-        """Call ``poll`` in every turn, before sleeping; as long as it returns true there is no sleep."""
-        self._pollers.append(poll)
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Call once, in the next turn, and do not sleep before: there may be more to do than descriptors tell."""
+        self._soon.append(call)
 
     def end_with(self, end: Callable[[], None]) -> None:
-        """Call ``end`` after everything that came at one time was handled, and before sleeping."""
+        """Call ``end`` in every turn after everything that has come was handled."""
         self._enders.append(end)
 
     def call_at(self, when: float, call: Callable[[], None]) -> None:
@@ -100,9 +100,9 @@ class Reactor:
         """
         self._is_running = True
         while self._is_running:
-            has_more = False
-            for poll in self._pollers:
-                has_more |= poll()
+            soon, self._soon = self._soon, []
+            for call in soon:
+                call()
             self._end_turn()
             wake_at = next_wake()
             if self._timers and self._timers[0][0] < wake_at:
@@ -110,13 +110,13 @@ class Reactor:
             timeout_s: float | None = None
             if wake_at != _NEVER:
                 timeout_s = max(0.0, wake_at - time.monotonic())
-            for fd, mask in self._epoll.poll(0 if has_more else timeout_s):
+            for fd, mask in self._epoll.poll(0 if self._soon else timeout_s):
                 self._call(fd, mask)
             if wake_at != _NEVER:
                 self._call_timers()
                 if next_wake() <= time.monotonic():
                     woken()
-            self._end_turn()
+        self._end_turn()
 
     def _end_turn(self) -> None:
         for end in self._enders:

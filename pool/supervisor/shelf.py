@@ -16,6 +16,8 @@ from ..memory.files import FileRegion, identity_of
 
 #: How often files that are regions are looked at.
 _LOOK_S: Final = 1.0
+#: What regions of weights are called for people who read ``/proc``.
+_WEIGHTS: Final = "onecopy-weights"
 
 
 class Shelf:
@@ -145,6 +147,32 @@ class Shelf:
             elif number in self._regions:
                 self._store.close(self._regions.pop(number))
 
+    def has(self, number: int) -> bool:
+        """Whether a region is in memory."""
+        return number in self._regions
+
+    def region(self, number: int) -> Region | None:
+        """Return a region that is in memory; None if it is not, or is a file."""
+        return self._regions.get(number)
+
+    def put_away(self, number: int) -> None:
+        """Give up the memory of a region that has a copy elsewhere; no matter if it has none."""
+        if number in self._regions:
+            self._store.close(self._regions.pop(number))
+
+    def bring_back(self, number: int, size_bytes: int) -> Region:
+        """Make the memory that the content of a region shall come back to.
+
+        Raises:
+            RegionRefused, OSError: it cannot be made.
+        """
+        region = self._regions[number] = self._store.create(size_bytes, _WEIGHTS)
+        return region
+
+    def seal(self, number: int) -> None:
+        """Make unchangeable what has come back."""
+        self._store.seal(self._regions[number])
+
     def fds(self, numbers: tuple[int, ...]) -> list[int]:
         """Return the regions' descriptors."""
         return [
@@ -174,7 +202,7 @@ class Shelf:
 
     def _create(self, filler: FillerKey, number: int, size_bytes: int) -> bool:
         try:
-            self._regions[number] = self._store.create(size_bytes, "onecopy-weights")
+            self._regions[number] = self._store.create(size_bytes, _WEIGHTS)
         except (RegionRefused, ValueError, OSError) as error:
             kind = OutOfBudget if isinstance(error, RegionRefused) else LoadFailed
             self._feed(events.FillingFailed(filler, kind(str(error)).to_record()))

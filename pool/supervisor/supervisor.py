@@ -20,18 +20,25 @@ from ...protocol.errors import InvalidRequest, PoolError
 from .. import environment
 from ..core import events, instructions
 from ..core.core import Core
+from ..core.ledger import Allowance
 from ..core.mailboxes import Budget
+from ..memory.machine import LinuxMachine
 from ..memory.memfd import MemfdStore
+from ..memory.spill import SpillFolder
 from ..runtime import CONTROL, REQUESTS, RuntimeDirectory
 from ..settings import Settings
 from . import examples
 from .answers import Answers
-from .clients import ClientSockets, Peer, ipc_endpoint
+from .clients import Clients, Peer
+from .clients_unix import UnixServer
+from .clients_zmq import ZmqServer, ipc_endpoint
 from .control import Connection, ControlServer
 from .history import History
 from .inbound import FROM_CALLER, FROM_CHILD, FROM_CLIENT, FROM_ZYGOTE, check_declared
 from .interrupts import Interrupts
 from .logs import Line, Logs
+from .meter import Meter
+from .mover import Mover
 from .processes import Child, Processes
 from .reactor import Reactor
 from .shelf import Shelf
@@ -58,21 +65,29 @@ class Supervisor:
         self._connections: dict[Peer, Connection] = {}
         self._tokens: dict[bytes, Connection] = {}
         self._reactor = Reactor()
+        machine = self._machine = LinuxMachine()
         self._shelf = Shelf(
-            MemfdStore(), send=self._to_filler, feed=self.feed, note=self._note, call_at=self._reactor.call_at
+            MemfdStore(machine),
+            send=self._to_filler,
+            feed=self.feed,
+            note=self._note,
+            call_at=self._reactor.call_at,
         )
+        folder = SpillFolder(environment.cache_folder())
+        self._mover = Mover(self._shelf, folder, machine, self._reactor, feed=self.feed, note=self._note)
         self._examples = examples.Examples(self.feed, self._note)
         self._history = History(environment.history_path(), self._reactor.call_at, self._note)
         self._logs = Logs(self._tell_lines, lambda s, call: self._reactor.call_at(time.monotonic() + s, call))
         self._control = ControlServer(self._reactor, received=self._from_caller, ended=self._caller_ended)
-        self._clients = ClientSockets(
+        self._clients = Clients(
             settings.name,
             settings.workers,
             received=self._from_client,
             joined=self._client_joined,
             left=self._client_left,
-            call_at=self._reactor.call_at,
         )
+        self._unix_server = UnixServer(self._clients, self._reactor)
+        self._zmq_server = ZmqServer(self._clients, self._reactor)
         self._processes = Processes(
             self._reactor,
             settings,
@@ -84,6 +99,7 @@ class Supervisor:
             zygote_died=lambda cause: self.feed(events.ZygoteDied(cause)),
         )
         self._interrupts = Interrupts(self._processes, self._reactor.call_at, self._note)
+        device = settings.devices["cpu"]
         mailboxes = Budget(settings.mailbox_bytes, settings.mailbox_total_bytes)
         self.core = Core(
             settings.workers,
@@ -91,10 +107,15 @@ class Supervisor:
             self._history.known,
             mailboxes,
             settings.slot_bytes,
+            Allowance(machine.total_bytes(), device.budget_bytes, device.reserve_bytes),
+            settings.max_private_bytes,
+            settings.least_workers,
             is_adaptive=bool(settings.adaptive),
         )
-        self._answers = Answers(self.core, settings, self._processes, self._reactor, self._shelf)
+        self._meter = Meter(self.core, self._processes, self._shelf, machine, self._reactor, self.feed)
+        self._answers = Answers(self.core, settings, self._processes, self._shelf, self._mover, self._meter)
         self._execute = self._hands()
+        self._meter.start()
         if self._history.complaint:
             self._note(self._history.complaint)
 
@@ -110,7 +131,6 @@ class Supervisor:
             self._reactor.on_signals((signal.SIGTERM, signal.SIGINT), self._signalled)
             self._listen()
             self._processes.start_zygote()
-            self._reactor.poll_first(self._clients.poll)
             self._reactor.end_with(self._processes.flush)
             if owner is not None:
                 self._control.send(owner, messages.Serving(self._directory.path, os.getpid()))
@@ -125,6 +145,10 @@ class Supervisor:
 
     def feed(self, event: events.Event) -> None:
         """Let the core handle an event, and carry out what it wants; what comes of that is fed after it."""
+        if type(event) is not events.MemoryMeasured:
+            self._meter.touch()
+        if isinstance(event, events.RegionsNeeded | events.RegionsMoved):
+            self._events.append(events.MemoryAvailable(self._machine.available_bytes()))
         self._events.append(event)
         if self._is_handling:
             return
@@ -152,7 +176,8 @@ class Supervisor:
             instructions.GrowRegion: self._shelf.grow,
             instructions.EmptyRegion: self._shelf.empty,
             instructions.Remember: self._history.remember,
-            instructions.FreeRegions: lambda one: self._shelf.free(one.regions),
+            instructions.FreeRegions: lambda one: self._free(one.regions),
+            instructions.MoveRegions: self._mover.move,
             instructions.ToZygote: lambda one: self._processes.tell_zygote(
                 one.message, self._shelf.fds(one.regions)
             ),
@@ -163,17 +188,12 @@ class Supervisor:
 
     def _listen(self) -> None:
         self._control.listen(self._directory.join(CONTROL))
-        self._watch_zmq("ipc", ipc_endpoint(self._directory.join(REQUESTS)))
+        self._zmq_server.bind("ipc", ipc_endpoint(self._directory.join(REQUESTS)))
         if self._is_verbose:
             self._note(f"serving at ipc://{self._directory.path}")
         for endpoint in self.settings.listen:
-            self._watch_zmq("tcp", endpoint)
-            self._note(f"listening at {self._clients.endpoint('tcp')}")
-
-    def _watch_zmq(self, transport: str, endpoint: str) -> None:
-        fd = self._clients.bind(transport, endpoint)
-        self._reactor.forget(fd)
-        self._reactor.watch(fd, lambda: None)  # it only wakes the loop, which asks the socket itself
+            self._zmq_server.bind("tcp", endpoint)
+            self._note(f"listening at {self._zmq_server.endpoint('tcp')}")
 
     def _signalled(self, number: int) -> None:
         self._note(f"{signal.Signals(number).name}: finishing what was accepted, then leaving")
@@ -182,9 +202,11 @@ class Supervisor:
     def _close(self) -> None:
         self._history.write()
         self._logs.flush()
-        self._clients.close(_LINGER_MS)
+        self._unix_server.close(_LINGER_MS)
+        self._zmq_server.close(_LINGER_MS)
         self._processes.close()
-        self._answers.close()
+        self._meter.close()
+        self._mover.close()
         self._shelf.close()
         self._control.close()
         self._directory.remove()
@@ -239,6 +261,9 @@ class Supervisor:
             self._tokens[token] = caller
             endpoint = ipc_endpoint(self._directory.join(REQUESTS))
             self._control.send(caller, messages.Admitted(token, endpoint, self.settings.name))
+        elif isinstance(message, messages.Hello):
+            self._control.release(caller)
+            self._unix_server.add(caller.channel, caller.pid, caller.pidfd, message)
         elif isinstance(message, messages.LoadModel):
             self._declare(caller, message)
         elif isinstance(message, messages.NeedRegions):
@@ -316,6 +341,7 @@ class Supervisor:
 
     def _child_died(self, child: Child, cause: str, begun: int) -> None:
         self._logs.ended(child.number, lambda: self._source(child))
+        self._meter.gone(child.pid)
         if cause == signal.Signals.SIGBUS.name:  # what comes of memory that has no file behind it any more
             cause = "; ".join([cause, *self._shelf.changed_files()])
         self.feed(events.ChildExited(child.number, cause, begun, was_forked=child.pid > 0))
@@ -334,6 +360,10 @@ class Supervisor:
 
     def _to_child(self, one: instructions.ToChild) -> None:
         self._processes.send(one.child, one.message, one.buffers, self._shelf.fds(one.regions))
+
+    def _free(self, regions: tuple[int, ...]) -> None:
+        self._mover.free(regions)
+        self._shelf.free(regions)
 
     def _to_filler(self, filler: Any, message: messages.RegionsGranted, fds: list[int]) -> None:
         if isinstance(filler, Connection):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from onecopy.pool import Model, Pool
-from onecopy.pool.views import Memory
+from onecopy.pool.memory_views import Memory
 from showing import Row, arguments, processes, row_of, show, unshared_bytes
 from torch import nn
 

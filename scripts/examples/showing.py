@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Mapping
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
+from onecopy.pool.memory_views import Memory
 from onecopy.pool.supervisor.sampler import read_memory
-from onecopy.pool.views import Memory
 from rich.console import Console
 from rich.table import Table
 

@@ -99,11 +99,13 @@ def test_weights_come_from_files_and_what_models_share_is_told(tmp_path):
         lines = onecopy("memory").stdout.splitlines()
         assert "locked: each worker builds it anew around the one copy, because it cannot be pickled" in lines
         rows = [re.split(r" {2,}", line.strip()) for line in lines]
-        titles = ["model", "state", "size", "own", "shared with", "private per worker", "workers", "attached"]
-        assert titles in rows
+        titles = ["model", "state", "lies in", "size", "own", "shared with", "private per worker", "workers"]
+        assert [*titles, "attached", "evicted"] in rows
         [built] = [row for row in rows if row[0] == "built"]
-        assert built[:5] == ["built", "ready", "1.0 MB", "0 B", "saved 1.0 MB"]
-        assert built[6:] == ["1", "0"]
+        assert built[:6] == ["built", "ready", "memory", "1.0 MB", "0 B", "saved 1.0 MB"]
+        assert built[7:] == ["1", "0", "0"]
+        [mapped] = [row for row in rows if row[0] == "mapped"]
+        assert mapped[2] == "file"
 
 
 def test_over_tcp_models_run_but_neither_code_nor_control_travels(tmp_path):
@@ -111,7 +113,8 @@ def test_over_tcp_models_run_but_neither_code_nor_control_travels(tmp_path):
         (tcp,) = set(re.findall(r"tcp://127\.0\.0\.1:\d+", _wait_for_note(served)))
         assert _json("run", "toys", "--arg", "5", "--endpoint", tcp) == 25
         assert _json("status", "--json", "--endpoint", tcp)["pid"] == served.process.pid
-        for command in (["load", "x", "toy_models:toys"], ["unload", "toys"], ["stop"], ["logs"]):
+        orders = [["load", "x", "toy_models:toys"], ["unload", "toys"], ["pin", "toys"], ["evict", "toys"]]
+        for command in (*orders, ["stop"], ["logs"]):
             refused = onecopy(*command, "--endpoint", tcp)
             assert refused.returncode == 1
             assert "never travel over tcp" in refused.stderr
@@ -154,7 +157,7 @@ def test_a_pool_can_be_named_and_found_by_its_name(tmp_path):
     ("toml", "named"),
     [
         ("worker = 2", "'worker'; did you mean 'workers'"),
-        ("workers = '2'", "workers must be int, not str"),
+        ("workers = '2'", "workers must be a whole number, two (the least and the most, such as [1, 8])"),
         ("workers = 0", "workers must be a whole number"),
         ("[models.a]\nmethod = 'x'", "[models.a] has no source"),
         ("[models.a]\nsource = 'm:f'\nwarmth = true", "unknown key 'warmth'"),

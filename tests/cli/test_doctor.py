@@ -115,6 +115,7 @@ def test_an_error_of_the_system_is_an_absence_and_any_other_a_fault_of_ours():
         (partial(abilities.sealed_memory, 0), "sealed memory can be written"),
         (partial(abilities.line_of, "/proc/self/smaps", "Nothing:"), "/proc/self/smaps has no line 'Nothing:'"),
         (partial(abilities.descriptors, 10, lambda: (5, 9)), "9 at most, and 10 are good to have; .*ulimit -Hn"),
+        (partial(abilities.spill_folder, "/dev/shm/not-there"), "/dev/shm/not-there is on tmpfs, which is memory"),
         (partial(abilities.symbol, "malloc_prune"), "this C library has no malloc_prune"),
         (partial(abilities.package, "no-such-package"), "not installed; pip install no-such-package"),
         (partial(abilities.supported_version, "torch", ["torch<2.0,>=1.9"]), "tested is torch<2.0,>=1.9"),
@@ -155,6 +156,25 @@ def test_what_the_kernel_refuses_is_missing(check):
 
 def test_limits_that_do_not_exist_are_no_lack():
     assert "any number if asked for" in abilities.descriptors(10, lambda: (5, resource.RLIM_INFINITY))
+
+
+def test_the_limits_of_a_container_are_told_beside_what_the_machine_has(tmp_path):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n")
+    assert abilities.limits(str(tmp_path)).startswith("4.1 GB of memory, 3.1 GB available; ")
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "proc/self/mountinfo").write_text("30 20 0:26 / /groups rw - cgroup2 cgroup2 rw\n")
+    (tmp_path / "groups").mkdir()
+    (tmp_path / "groups/memory.max").write_text("2000000000\n")
+    said = abilities.limits(str(tmp_path))
+    assert said.startswith(
+        "2.0 GB of memory, 2.0 GB available (a control group's limit; the machine has 4.1 GB); "
+    )
+
+
+def test_what_can_be_evicted_to_a_disk_is_told(tmp_path):
+    assert abilities.spill_folder(str(tmp_path / "cache")).startswith(f"{tmp_path}/cache: room for ")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_version_inside_the_range_is_supported():

@@ -59,6 +59,12 @@ class Given:
     is_interrupted: bool = False
 
 
+#: What a caller waits for the answer to.
+_ASKING = (
+    events.ModelDeclared | events.ModelRemoved | events.ModelWanted | events.ModelPinned | events.ModelEvicted
+)
+
+
 @dataclass
 class Books:
     """What must be true of the core's answers."""
@@ -99,9 +105,11 @@ class Books:
             self.thawing = 0
         elif isinstance(event, events.SetForgotten) and event.unmapped:
             self.thawed.get(event.child, set()).discard(event.weight_set)
-        elif isinstance(event, events.ModelDeclared | events.ModelRemoved | events.ModelWanted):
-            assert event.caller not in self.callers, "tests must not use a caller twice"
+        elif isinstance(event, _ASKING):
+            assert not self.callers.get(event.caller), "tests must not use a caller twice"
             self.callers[event.caller] = ""
+        elif isinstance(event, events.RegionsNeeded) and type(event.filler) is not int:
+            self.callers[event.filler] = ""  # it gets regions, or is refused
         elif isinstance(event, events.MailboxWanted):  # one caller asks for several, one after the other
             self.callers[event.caller] = ""
         elif isinstance(event, events.CallerLeft) and self.callers.get(event.caller) == "":

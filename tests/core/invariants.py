@@ -5,11 +5,12 @@ What a pool must never do shows as a contradiction, and fails with the story of 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 from core.books import Books
 from core.mailing import Lent, check_mailboxes
 from onecopy.pool.core import events, instructions
+from onecopy.pool.core.admission import FillClaim, ReturnClaim
 from onecopy.pool.core.core import Core
 from onecopy.pool.core.fleet import MAX_LOADERS
 from onecopy.pool.core.workers import AHEAD_S, MAX_AHEAD
@@ -31,6 +32,7 @@ class CheckedCore:
     def feed(self, event: events.Event) -> list[instructions.Instruction]:
         """Let the core handle an event; return what it wants, checked."""
         self.story.append(f"{self.now:.4f} {event}")
+        before_bytes = handed_out_bytes(self.core)
         try:
             out = self.core.handle(event, self.now)
             self.story.extend(f"    -> {one}" for one in out)
@@ -44,6 +46,7 @@ class CheckedCore:
             check_regions(self.core)
             check_workspace(self.core)
             check_mailboxes(self.core)
+            check_memory(self.core, before_bytes)
         except Exception as error:
             error.add_note("the story so far:\n" + "\n".join(self.story))
             raise
@@ -86,7 +89,9 @@ def check_workers(core: Core, books: Books) -> None:
     held = {worker.child: list(worker.outstanding) for worker in workers if worker.outstanding}
     assert held == {child: list(given) for child, given in books.held.items() if given}
     assert workers.busy == len(held) <= core.workspace.seats
-    assert len(workers) <= 2 * workers.wanted
+    most = core.sizing._most  # where the number varies, some of those that were wanted may be leaving yet
+    assert core.sizing._least <= workers.wanted <= most
+    assert len(workers) <= 2 * most
     assert sorted(core.attempts._running) == sorted(attempt for given in books.held.values() for attempt in given)
     running = [one.weight_set for given in books.held.values() for one in given.values()]
     for version in sets.values():
@@ -95,7 +100,7 @@ def check_workers(core: Core, books: Books) -> None:
         assert version.holders == holders, f"{version} has holders {holders}"
         assert version.holders <= {child for child, has in books.thawed.items() if version.number in has}
         assert version.inheritors <= version.holders
-        assert not holders or version.life.state in ("ready", "draining")
+        assert not holders or version.life.state in ("ready", "draining", "evicting")
     for worker in workers:
         assert (worker.life.state == "busy") == bool(worker.outstanding)
         assert len(worker.outstanding) <= MAX_AHEAD
@@ -107,7 +112,8 @@ def check_workers(core: Core, books: Books) -> None:
     assert workers._outdated == outdated
     assert workers._replaceable == {child: one for child, one in outdated.items() if one.life.state == "idle"}
     assert workers._starting == sum(one.life.state == "starting" for one in workers)
-    assert workers.staying <= workers.wanted + 1
+    assert workers.staying <= most + 1
+    assert core.sizing.is_variable or workers.wanted == most
 
 
 def check_assignment(core: Core) -> None:
@@ -123,6 +129,11 @@ def check_assignment(core: Core) -> None:
             assert not (workers.has_idle and any(one.life.state == "idle" for one in able)), f"{model} waits"
             has_room = [worker for worker in able if worker.has_room]
             assert model in core.schedule._filling or not has_room, f"{model} waits although {has_room}"
+    for model in core.library.models.values():
+        seats = [one.child for one in core.attempts._running.values() if one.model is model]
+        assert model.seats == Counter(seats)
+        roomy = [child for child in model.seats if workers.get(child).has_room]
+        assert not model.is_held or (model.is_at_most and not roomy), f"{model} is held although {roomy}"
     for child, queue in sessions._queues.items():
         worker = workers.get(child)
         assert worker is not None, f"{list(queue)} wait for a worker that is gone"
@@ -197,6 +208,48 @@ def check_regions(core: Core) -> None:
         assert not filling, f"{filler} waits for {number} and lets others wait for {filling}"
 
 
+def handed_out_bytes(core: Core) -> int:
+    """What regions of weights take."""
+    regions = core.library.holdings.regions
+    return regions.resident_bytes + regions.filling_bytes
+
+
+def check_memory(core: Core, before_bytes: int) -> None:
+    """Nothing is handed out beyond what the ledger allows; who is out of memory is mapped by nobody."""
+    holdings, ledger = core.library.holdings, core.ledger
+    regions = holdings.regions
+    by_state: dict[str, int] = {}
+    for record in regions:
+        state = "file" if record.is_file else record.life.state
+        by_state[state] = by_state.get(state, 0) + record.size_bytes
+    assert regions.filling_bytes == by_state.pop("filling", 0)
+    by_state.pop("away", 0)
+    by_state.pop("file", 0)
+    assert regions.resident_bytes == sum(by_state.values())
+    assert regions.returning_bytes == by_state.get("returning", 0)
+    assert handed_out_bytes(core) <= before_bytes or ledger.free_bytes >= 0, f"{ledger} was exceeded"
+    returning = {claim.version for claim in core.admission if isinstance(claim, ReturnClaim)}
+    for version in holdings.sets.values():
+        states = {regions[number].life.state for number in version.regions}
+        if version.life.state in ("ready", "draining"):
+            assert states <= {"sealed"}, f"{version} lies in regions that are {states}"
+        elif version.life.state == "evicted":
+            assert not version.is_mapped
+            model = core.library.models[version.load.name]
+            is_wanted = model.unanswered and model.current is version and model.successor is None
+            assert not is_wanted, f"{version} is wanted, and stays away"
+        elif version.life.state == "returning":
+            assert not version.is_mapped
+            assert (version in returning) != (version in core.eviction._returning), f"{version} waits for nothing"
+        elif version.life.state == "evicting":
+            assert version in core.eviction._leaving
+            assert version.is_mapped or "leaving" in states, f"{version} waits for nothing"
+    assert returning <= set(holdings.sets.values())
+    for claim in core.admission:
+        is_loader = isinstance(claim, FillClaim) and type(claim.filler) is int
+        assert not is_loader or core.library.is_loading(claim.filler), "a loader that is gone waits for memory"
+
+
 def check_workspace(core: Core) -> None:
     """Whoever has work has a seat, and its slots; slots are there for models, and only for them."""
     workspace, workers = core.workspace, core.fleet.workers
@@ -222,6 +275,10 @@ def check_workspace(core: Core) -> None:
 
 def _is_coming(core: Core, version: object) -> bool:
     fleet = core.fleet
+    if version.life.state in ("evicting", "returning"):  # `check_memory` says what they wait for
+        return True
+    if version.life.state == "building" and version in core.library._postponed:
+        return bool(core.admission or core.library._loaders)
     if version.life.state == "building":
         return version.loader in fleet._loaders or version.loader in fleet._waiting_loaders
     is_importing = bool(fleet.zygote._in_flight) or not fleet.zygote.is_ready

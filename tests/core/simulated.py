@@ -66,7 +66,8 @@ class Habits:
     stubborn: set[int] = field(default_factory=set)  # signals that processes survive
     zygote_fails: int = 0  # how many zygotes die before they are ready
     without_slots: str = ""
-    refused_uses: set[str] = field(default_factory=set)  # for "slot" or "mailbox" there is no memory
+    #: For "slot" or "mailbox" there is no memory; or regions cannot be moved to "disk" or "memory".
+    refused_uses: set[str] = field(default_factory=set)
 
 
 class Zygote:

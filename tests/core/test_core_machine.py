@@ -41,6 +41,7 @@ TERMS = st.one_of(
     st.fixed_dictionaries({
         "max_batch": st.sampled_from([1, 2, 8]), "max_wait_ms": st.sampled_from([0, 5, 1000]),
         "share": st.sampled_from([0.1, 1, 7.5]), "adaptive": st.booleans(), "max_queue": st.sampled_from([0, 30]),
+        "min_workers": st.sampled_from([0, 0, 1, 2]), "max_workers": st.sampled_from([0, 0, 1, 2]),
     }),
 )  # fmt: skip
 DIGESTS = st.sampled_from([b"", b"a" * 16, b"b" * 16])
@@ -62,12 +63,19 @@ class PoolMachine(RuleBasedStateMachine):
 
     @initialize(
         workers=st.integers(1, 4), slots=st.integers(1, 4), zygote_fails=st.sampled_from([0, 0, 1, 3]),
-        is_cold=st.booleans(), first=LOADS, is_frozen=st.booleans(),
+        least=st.sampled_from([0, 0, 1, 2]), is_cold=st.booleans(), first=LOADS, is_frozen=st.booleans(),
     )  # fmt: skip
-    def start(self, workers, slots, zygote_fails, is_cold, first, is_frozen):
+    def start(self, workers, slots, zygote_fails, least, is_cold, first, is_frozen):
         modules = {"threads": "thread", "deadly": "dies", "broken": "raises"}
         habits = Habits(modules=modules, zygote_fails=zygote_fails)
-        self.world = World(workers, min(slots, workers), habits, mailboxes=BUDGET, is_adaptive=True)
+        self.world = World(
+            workers,
+            min(slots, workers),
+            habits,
+            mailboxes=BUDGET,
+            is_adaptive=True,
+            least_workers=min(least, workers),
+        )
         self.submitted = []
         self.attached = []
         for client in ("ann", "bob"):
@@ -159,7 +167,22 @@ class PoolMachine(RuleBasedStateMachine):
     def load(self, model, plan, eager, warm, frozen, workspace, terms):
         self.world.load(model, eager=eager, warm=warm, frozen=frozen, workspace=workspace, plan=plan, **terms)
 
-    @rule(uses=st.sampled_from([set(), set(), {"slot"}, {"mailbox"}]))
+    @rule(model=MODELS, is_pinned=st.booleans())
+    def pin(self, model, is_pinned):
+        self.world.pin(model, is_pinned=is_pinned)
+
+    @rule(model=MODELS)
+    def evict(self, model):
+        self.world.evict(model)
+
+    @rule(room_bytes=st.sampled_from([2500, 4500, 8500, 12_500, 1 << 40]), fat=st.sampled_from([0, 0, 100, 5000]))
+    def measure_memory(self, room_bytes, fat):
+        """There is room for a few regions besides slots, or for any number; some worker has much for itself."""
+        workers = {worker.number: fat for worker in self.world.workers()[:1]}
+        total_bytes = room_bytes + fat + self.world.core.workspace.needed_bytes
+        self.world.measure(total_bytes, workers=workers)
+
+    @rule(uses=st.sampled_from([set(), set(), {"slot"}, {"mailbox"}, {"disk"}, {"memory"}]))
     def run_out_of_memory(self, uses):
         self.world.habits.refused_uses = uses
 
@@ -249,6 +272,7 @@ class PoolMachine(RuleBasedStateMachine):
     def _unload_everything(self):
         """Everything is answered and every region freed once nobody wants anything any more."""
         world = self.world
+        world.habits.refused_uses = set()
         world.pass_time(_LONG_S)
         assert not world.checked.books.asked, "\n".join(world.checked.story)
         for name in list(world.core.library.models):

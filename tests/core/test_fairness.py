@@ -240,3 +240,53 @@ def test_cancels_of_what_is_not_there_do_nothing():
     for number in range(2, 1000):
         assert core.core.handle(events.Cancelled("ann", number), core.now) == []
     assert [one.message.parts for one in core.submit(2) if isinstance(one.message, Run)] == []
+
+
+def workers_of(world, name):
+    return len(world.core.library.models[name].seats)
+
+
+def test_a_model_runs_on_no_more_workers_than_it_may_and_still_is_handed_work_ahead():
+    world = World(4, 4)
+    world.join()
+    world.load("a", max_workers=2)
+    world.load("b")
+    world.pass_time(3.0)
+    for _ in range(300):
+        world.submit("a", plan=RunPlan(0.001))
+    world.pass_time(0.05)
+    assert workers_of(world, "a") == 2
+    assert any(len(worker.outstanding) > 1 for worker in world.core.fleet.workers)
+    number = world.submit("b", plan=RunPlan(0.001))
+    world.pass_time(0.02)
+    assert world.code(number) == "reply"
+    world.pass_time(5.0)
+    assert world.core.requests.unanswered == 0
+
+
+def test_a_model_has_its_turn_first_as_long_as_too_few_workers_run_it():
+    world = World(3, 3)
+    world.join()
+    world.load("a", share=100)
+    world.load("b", share=0.01, min_workers=1)
+    world.pass_time(3.0)
+    for _ in range(300):
+        world.submit("a", plan=RunPlan(0.05))
+        world.submit("b", plan=RunPlan(0.05))
+    for _ in range(10):
+        world.pass_time(0.1)
+        assert workers_of(world, "b") >= 1
+        assert workers_of(world, "a") >= 1
+
+
+def test_a_model_at_its_most_goes_on_when_its_worker_dies():
+    world = World(2, 2)
+    world.join()
+    world.load("a", max_workers=1)
+    world.pass_time(3.0)
+    numbers = [world.submit("a", plan=RunPlan(0.2), retries=1) for _ in range(10)]
+    world.pass_time(0.1)
+    (child,) = world.core.library.models["a"].seats
+    world.children[child].die("SIGKILL")
+    world.pass_time(5.0)
+    assert {world.code(number) for number in numbers} == {"reply"}

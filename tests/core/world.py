@@ -33,6 +33,8 @@ from onecopy.protocol import messages
 
 #: How late a timer goes off.
 _LATE_S = 0.0001
+#: How long it takes to move regions out of memory, or back.
+MOVE_S = 0.03
 #: Turns of the loop within one `pass_time`; more is a loop that never rests.
 _MOST_TURNS = 20_000
 _NEVER = float("inf")
@@ -76,7 +78,10 @@ class World:
         self.is_finished = False
         self.regions: dict[int, Region] = {}
         self.mailing = Mailing(self)
+        self.disk: set[int] = set()  # regions whose content is there, and not in memory
+        self._memory_bytes = 0  # what the system has; 0: nobody asks
         self._granted: dict[str, list[list[object]]] = {}
+        self._fill_plans: dict[str, Callable[[], None]] = {}  # what callers do when they get their regions
         self._events: deque[events.Event] = deque()
         self._is_handling = False
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -92,6 +97,7 @@ class World:
             instructions.FreeRegions: lambda one: self._free(one.regions),
             instructions.MakeRegion: self._make,
             instructions.GrowRegion: self._grow,
+            instructions.MoveRegions: self._move,
             instructions.EmptyRegion: lambda one: self.store.empty(self.regions[one.region], one.kept_bytes),
             instructions.Remember: lambda one: self.remembered.append(one),
             instructions.ToZygote: lambda one: self.zygote and self.zygote.order(one.message, one.regions),
@@ -138,6 +144,8 @@ class World:
 
     def feed(self, event: events.Event) -> None:
         """As in the supervisor: what comes of an event is handled after it."""
+        if self._memory_bytes and isinstance(event, events.RegionsNeeded | events.RegionsMoved):
+            self._events.append(events.MemoryAvailable(self._memory_bytes - self._taken_bytes()))
         self._events.append(event)
         if self._is_handling or self.is_finished:
             return
@@ -192,17 +200,45 @@ class World:
         plan, caller = plan or LoadPlan(), f"caller {next(self._serial)}"
         key = caller.encode()
         self.load_plans[key] = plan
-        source, numbers, modules = "factory", [], []
-        if frozen:
-            source, modules = "frozen", list(plan.modules)
-            self.feed(events.RegionsNeeded(caller, list(plan.wants)))
-            for number, state in self._granted.pop(caller, []):
-                numbers.append(number)
-                if state == "fill":
-                    self.filled(caller, number)
         options = {"warm": warm, "workspace": workspace, **more}
-        load = messages.LoadModel(name, source, options, [], key, modules, ["/app"], numbers, eager, [])
-        self.feed(events.ModelDeclared(caller, load))
+        load = messages.LoadModel(name, "factory", options, [], key, [], ["/app"], [], eager, [])
+        if not frozen:
+            self.feed(events.ModelDeclared(caller, load))
+            return caller
+        self._fill_plans[caller] = lambda: self._hand_over(caller, load, plan)
+        self.feed(events.RegionsNeeded(caller, list(plan.wants)))
+        if caller in self._granted or not plan.wants:
+            self._fill_plans.pop(caller)()
+        return caller
+
+    def _hand_over(self, caller: str, load: messages.LoadModel, plan: LoadPlan) -> None:
+        """Fill what was granted, and declare a model that lies in it."""
+        numbers: list[int] = []
+        for number, state in self._granted.pop(caller, []):
+            numbers.append(number)
+            if state == "fill":
+                self.filled(caller, number)
+        frozen = load._replace(source="frozen", modules=list(plan.modules), regions=numbers)
+        self.feed(events.ModelDeclared(caller, frozen))
+
+    def measure(self, total_bytes: int, **more: object) -> None:
+        """Let the core know what memory there is, and what of it is taken."""
+        self._memory_bytes = total_bytes
+        plain = events.MemoryMeasured(total_bytes, total_bytes - self._taken_bytes(), 0, 0, {}, {}, 0)
+        self.feed(plain._replace(**more))
+
+    def _taken_bytes(self) -> int:
+        regions = self.core.library.holdings.regions
+        return regions.resident_bytes + regions.filling_bytes - regions.unwritten_bytes
+
+    def pin(self, name: str, *, is_pinned: bool = True) -> str:
+        caller = f"caller {next(self._serial)}"
+        self.feed(events.ModelPinned(caller, name, is_pinned))
+        return caller
+
+    def evict(self, name: str) -> str:
+        caller = f"caller {next(self._serial)}"
+        self.feed(events.ModelEvicted(caller, name))
         return caller
 
     def attach(self, name: str) -> str:
@@ -244,7 +280,7 @@ class World:
         self.feed(events.RegionsFilled(filler, [number]))
 
     def are_open(self, numbers: Iterable[int]) -> bool:
-        return all(number in self.regions for number in numbers)
+        return all(number in self.regions and number not in self.disk for number in numbers)
 
     def zygote_dies(self, cause: str) -> None:
         """The zygote ends; what it never forked is told dead first, and the core may react to that."""
@@ -300,6 +336,8 @@ class World:
             loader.send(messages.RegionsGranted(granted), ())
         elif type(one.filler) is not int:
             self._granted[one.filler] = granted
+            if one.filler in self._fill_plans:  # it has waited
+                self.call_in(0.0, lambda: self._fill_plans.pop(one.filler, lambda: None)())
 
     def _make(self, one: instructions.MakeRegion) -> None:
         if one.use in self.habits.refused_uses:
@@ -315,6 +353,21 @@ class World:
         self.store.grow(self.regions[one.region], one.size_bytes)
         self.feed(events.RegionMade(one.region, one.size_bytes))
 
+    def _move(self, one: instructions.MoveRegions) -> None:
+        is_out = one.tier == "disk"
+        for number in one.regions:
+            assert self.regions[number].sealed, "what is not filled is to be moved"
+            assert (number in self.disk) != is_out, f"region {number} is on its way to where it is"
+        assert not set(one.regions) & self._mapped(), "a region is moved under somebody who has it mapped"
+        self.call_in(MOVE_S, lambda: self._moved(one))
+
+    def _moved(self, one: instructions.MoveRegions) -> None:
+        error = NO_MEMORY if one.tier in self.habits.refused_uses else None
+        if error is None:
+            there = {number for number in one.regions if number in self.regions}
+            self.disk = self.disk | there if one.tier == "disk" else self.disk - there
+        self.feed(events.RegionsMoved(one.regions, one.tier, MOVE_S, error))
+
     def _to_caller(self, one: instructions.ToCaller) -> None:
         self.answers[one.caller] = one.message
         if isinstance(one.message, messages.Attached):
@@ -324,14 +377,19 @@ class World:
             assert self.are_open(one.regions)
             self.mailing.granted_to(one.caller, one.message)
 
-    def _free(self, numbers: Iterable[int]) -> None:
+    def _mapped(self) -> set[int]:
+        """The regions that somebody has mapped."""
         having = [one for one in self.children.values() if isinstance(one, SimulatedThawer) and one.is_alive]
         if self.zygote is not None and not self.core.fleet.is_dismissing:
             having.append(self.zygote)
-        mapped = [number for one in having for _, held in one.mapped.values() for number in held]
-        mapped += [number for held in self.attached.values() for number in held]
+        mapped = {number for one in having for _, held in one.mapped.values() for number in held}
+        return mapped | {number for held in self.attached.values() for number in held}
+
+    def _free(self, numbers: Iterable[int]) -> None:
+        mapped = self._mapped()
         for number in numbers:
             assert number not in mapped, "a region is freed under somebody who has it mapped"
+            self.disk.discard(number)
             if number in self.regions:  # else its memory was refused
                 self.store.close(self.regions.pop(number))
 

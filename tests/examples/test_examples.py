@@ -90,3 +90,13 @@ def test_joblib_uses_every_worker():
     _, facts = run("joblib_threads")
     assert facts["workers_that_ran"] == 2
     assert facts["equal_to_plain"]
+
+
+def test_four_kinds_of_models_share_a_memory_that_is_not_enough_for_all():
+    rows, facts = run("many_kinds")
+    assert facts["answers"] == facts["equal_to_plain_torch"] == 16
+    assert facts["streamed"]
+    assert facts["evictions"] > 0
+    assert facts["on_the_disk_bytes"] > 0
+    assert rows["room for some"]["total_bytes"] <= facts["budget_bytes"]
+    assert rows["room for some"]["weights_bytes"] < rows["room for all"]["weights_bytes"]

@@ -7,7 +7,8 @@ import os
 import pytest
 from onecopy.pool.memory.base import RegionBusy, RegionRefused, RegionStore
 from onecopy.pool.memory.fake import FakeStore
-from onecopy.pool.memory.memfd import SEALS, MemfdStore, available_bytes
+from onecopy.pool.memory.machine import FakeMachine
+from onecopy.pool.memory.memfd import SEALS, MemfdStore
 
 
 class OverMemfd:
@@ -209,6 +210,16 @@ def test_memfd_carries_all_seals_and_is_not_inherited():
     store.close(region)
 
 
+def test_memfd_takes_no_more_than_its_machine_has_available():
+    store = MemfdStore(FakeMachine(memory_bytes=10_000, used_bytes=4000))
+    region = store.create(6000, "slot", resizable=True)
+    with pytest.raises(RegionRefused, match="7,000 bytes, and 6,000 are available"):
+        store.create(7000, "weights")
+    with pytest.raises(RegionRefused, match="6,001 bytes, and 6,000 are available"):
+        store.grow(region, 12_001)
+    store.close(region)
+
+
 def test_fake_memory_in_use_is_no_longer_available():
     store = FakeStore(capacity_bytes=3 * 4096)
     region = store.create(2 * 4096, "first")
@@ -218,43 +229,3 @@ def test_fake_memory_in_use_is_no_longer_available():
     assert repr(store) == "<FakeStore, 1 regions, 4,096 bytes available>"
     store.close(region)
     store.close(store.create(3 * 4096, "third"))
-
-
-@pytest.fixture
-def machine(tmp_path):
-    """A machine with 1000 kB available and a process in the group /outer/inner."""
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:    1000 kB\n")
-    (tmp_path / "proc/self/cgroup").write_text("4:memory:/old\n0::/outer/inner\n")
-    (tmp_path / "cgroup/outer/inner").mkdir(parents=True)
-
-    def group(path, limit, used, inactive_file=0):
-        folder = tmp_path / "cgroup" / path
-        (folder / "memory.max").write_text(f"{limit}\n")
-        (folder / "memory.current").write_text(f"{used}\n")
-        (folder / "memory.stat").write_text(f"anon 1\ninactive_file {inactive_file}\n")
-
-    group.available = lambda: available_bytes(str(tmp_path / "proc"), str(tmp_path / "cgroup"))
-    return group
-
-
-def test_without_a_limit_what_the_machine_has_is_available(machine):
-    machine("outer/inner", "max", 500)
-    assert machine.available() == 1000 * 1024
-
-
-def test_the_tightest_group_around_the_process_decides(machine):
-    machine("outer/inner", 900_000, 100_000)
-    assert machine.available() == 800_000
-    machine("outer", 700_000, 200_000)
-    assert machine.available() == 500_000
-
-
-def test_cached_files_do_not_count_against_a_group(machine):
-    machine("outer/inner", 900_000, 800_000, inactive_file=300_000)
-    assert machine.available() == 400_000
-
-
-def test_a_group_over_its_limit_leaves_nothing(machine):
-    machine("outer", 100_000, 200_000)
-    assert machine.available() == 0

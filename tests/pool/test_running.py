@@ -272,6 +272,8 @@ def test_a_dropped_pool_leaves_nothing():
     [
         ({"workers": 0}, "workers must be a whole number from 1"),
         ({"workers": 2.5}, "workers must be a whole number"),
+        ({"workers": (3, 2)}, "two .the least and the most, such as"),
+        ({"workers": "many"}, "or 'auto'; not 'many'"),
         ({"workers": 1, "slots": -1}, "slots must be"),
         ({"name": "a b"}, "a name has"),
     ],

@@ -420,3 +420,70 @@ def test_what_a_channel_looks_like():
         left.close()
         list(right.arrived(until_empty=True))
         assert repr(right) == f"<Channel fd={right.fileno()} at end, 0 unsent>"
+
+
+# --- a reader that does not keep up --------------------------------------------------------------------------
+
+
+def test_how_much_waits_is_counted_until_it_is_written():
+    with channels(blocking=False, small=True) as (left, right):
+        for number in range(100):
+            left.send_soon(Done("x" * 1000 + str(number)))
+        left.flush()
+        left.send(Released(1), [bytes(100_000)])
+        assert left.unsent_messages == len(left._unsent) + 99  # what was to be sent soon waits together
+        assert 100_000 < left.unsent_bytes < 220_000
+        while left.has_unsent:
+            left.flush()
+            list(right.arrived())
+        assert (left.unsent_messages, left.unsent_bytes) == (0, 0)
+
+
+def test_what_is_sent_soon_is_sent_at_once_when_it_has_become_much():
+    with channels() as (left, right):
+        sender = threading.Thread(target=lambda: [left.send_soon(Done("x" * 100_000)) for _ in range(4)])
+        sender.start()
+        assert [one.message for one in received(right, 3)] == [Done("x" * 100_000)] * 3
+        sender.join()
+        left.flush()
+        assert right.receive().message == Done("x" * 100_000)
+
+
+def test_what_has_not_begun_to_be_sent_can_be_dropped_with_its_descriptors():
+    with channels(blocking=False, small=True) as (left, right), pipe_ends(2) as fds:
+        before = open_count()
+        left.send(Released(1), [bytes(500_000)])
+        left.send(Released(2), [bytes(500_000)], fds)
+        left.send_soon(Released(3))
+        left.drop_unsent()
+        left.send(Released(4))
+        assert open_count() == before
+        assert left.unsent_messages == 2
+        arrived = []
+        while left.has_unsent or len(arrived) < 2:
+            left.flush()
+            arrived += [one.message for one in right.arrived()]
+        assert arrived == [Released(1), Released(4)]
+
+
+def test_where_no_descriptors_may_come_they_are_not_even_opened():
+    with channels(blocking=False) as (left, right), pipe_ends(2) as fds:
+        right.takes_fds = False
+        before = open_count()
+        raw(left.socket, message_of(0), fds)
+        left.send(Released(1))
+        assert [one.message for one in right.arrived(until_empty=True)] == [Ping(), Released(1)]
+        assert open_count() == before
+        raw(left.socket, message_of(2), fds)
+        refuse(right, "Ping came with 0 fds instead of 2")
+
+
+def test_that_something_was_read_and_not_yielded_is_known():
+    with channels(blocking=False) as (left, right):
+        for number in range(3):
+            left.send(Released(number))
+        assert not right.has_arrived
+        assert next(right.arrived()).message == Released(0)
+        assert right.has_arrived
+        assert [one.message for one in right.arrived()] == [Released(1), Released(2)]
+        assert not right.has_arrived

@@ -51,14 +51,21 @@ def feed(decoder, stream, sizes):
         space[:count] = stream[done : done + count]
         decoder.wrote(count)
         done += count
-        received.extend(decoder.messages())
+        decoder.decode()
+        received.extend(decoder.arrived)
+        decoder.arrived.clear()
     return [(one.message, [bytes(buffer) for buffer in one.buffers], one.fds) for one in received]
 
 
 @settings(deadline=None)
-@given(SENT, st.lists(st.integers(1, 5000), min_size=1, max_size=200), st.integers(300, 300_000))
-def test_however_a_stream_is_cut_the_messages_are_the_same(sent, sizes, last):
-    decoder = StreamDecoder()
+@given(
+    SENT,
+    st.lists(st.integers(1, 5000), min_size=1, max_size=200),
+    st.integers(300, 300_000),
+    st.sampled_from([7, 8, 60, 1000, 256 * 1024]),
+)
+def test_however_a_stream_is_cut_the_messages_are_the_same(sent, sizes, last, read_bytes):
+    decoder = StreamDecoder(read_bytes)
     assert feed(decoder, stream_of(sent), [*sizes, last]) == sent
     assert decoder.is_between_messages
 
@@ -89,7 +96,8 @@ def test_a_large_buffer_is_read_straight_into_the_memory_that_is_handed_on():
     assert len(space) == len(payload)
     space[:] = payload
     decoder.wrote(len(payload))
-    [received] = decoder.messages()
+    decoder.decode()
+    [received] = decoder.arrived
     assert received.buffers == [payload]
     assert type(received.buffers[0]) is bytearray
     assert space.obj is received.buffers[0]

@@ -128,5 +128,6 @@ def test_streams_are_packed_and_understood_as_the_vectors_say(vector):
     decoder = StreamDecoder()
     decoder.space()[: len(stream)] = stream
     decoder.wrote(len(stream))
-    assert list(decoder.messages()) == sent
+    decoder.decode()
+    assert list(decoder.arrived) == sent
     assert decoder.is_between_messages

@@ -1,0 +1,117 @@
+"""Memory for weights, as events tell of it: regions asked for and filled, moved out and back, or not to be had."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+
+from ...protocol.errors import InvalidRequest
+from ...protocol.messages import Failed, Record, Refused
+from . import events
+from .admission import Admission, ReturnClaim
+from .attempts import Attempts
+from .eviction import Eviction
+from .instructions import Instruction, SignalChild, ToCaller
+from .library import Library
+from .pressure import Pressure
+from .requests import Request
+from .weights import WeightSet
+
+
+class Loading:
+    """Tells those who wait what becomes of it.
+
+    Args:
+        library, admission, eviction, pressure, attempts: what is loaded, who waits for memory, who leaves it,
+            which workers take too much, and who answers requests.
+        out: where instructions go.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        admission: Admission,
+        eviction: Eviction,
+        pressure: Pressure,
+        attempts: Attempts,
+        out: list[Instruction],
+    ) -> None:
+        self._library = library
+        self._admission = admission
+        self._eviction = eviction
+        self._pressure = pressure
+        self._attempts = attempts
+        self._out = out
+
+    # --- filling --------------------------------------------------------------------------------------------
+
+    def regions_needed(self, event: events.RegionsNeeded, now: float) -> None:
+        """Somebody who fills regions asks for some."""
+        if type(event.filler) is int and not self._library.is_loading(event.filler):
+            return  # nobody wants any more what it loads
+        try:
+            self._library.holdings.regions.check(event.filler, event.wants)
+        except InvalidRequest as error:
+            self.filling_failed(events.FillingFailed(event.filler, error.to_record()), now)
+        else:
+            self._admission.fill(event.filler, event.wants)
+
+    def file_offered(self, event: events.FileOffered, _now: float) -> None:
+        """Somebody has a file that shall be a region."""
+        self._library.holdings.offer_file(event.filler, event.identity, event.size_bytes)
+
+    def regions_filled(self, event: events.RegionsFilled, _now: float) -> None:
+        """Somebody has filled regions."""
+        self._library.holdings.filled(event.filler, event.regions)
+
+    def filling_failed(self, event: events.FillingFailed, now: float) -> None:
+        """Somebody does not get its regions: that ends what it loads."""
+        self._library.holdings.let_go(event.filler)
+        if type(event.filler) is int:
+            self.build_failed(events.BuildFailed(event.filler, event.error), now)
+            self._out.append(SignalChild(event.filler, signal.SIGKILL))
+        else:
+            self._out.append(ToCaller(event.filler, Refused(event.error)))
+
+    def build_failed(self, event: events.BuildFailed, _now: float) -> None:
+        """A loader could not build its model."""
+        self._fail(self._library.build_failed(event.child, event.error), event.error)
+
+    def file_changed(self, event: events.FileChanged, _now: float) -> None:
+        """The file that is a region is not what it was."""
+        self._fail(self._library.file_changed(event.region, event.error), event.error)
+
+    # --- room -----------------------------------------------------------------------------------------------
+
+    def make_room(self, now: float) -> None:
+        """Serve those who wait for memory, as far as there is any."""
+        if not (self._admission or self._library.holdings.unmapped or self._library.has_postponed):
+            return
+        for claim, error in self._eviction.proceed(now):
+            if isinstance(claim, ReturnClaim):
+                self._cannot_return(claim.version, error)
+            else:
+                self.filling_failed(events.FillingFailed(claim.filler, error), now)
+        if not self._admission:
+            self._library.resume_postponed()
+
+    def regions_moved(self, event: events.RegionsMoved, now: float) -> None:
+        """Regions are out of memory, or back, or could not be moved."""
+        for version, error in self._eviction.moved(event, now):
+            self._cannot_return(version, error)
+
+    def memory_measured(self, event: events.MemoryMeasured, now: float) -> None:
+        """It is known anew what the machine and the pool's processes take."""
+        self._admission.ledger.measured(event)
+        self._pressure.look(event, now)
+        self._eviction.relieve(now)
+
+    def _cannot_return(self, version: WeightSet, error: Record) -> None:
+        self._library.holdings.tell(version.waiting_to_attach, Refused(error))
+        model = self._library.models.get(version.load.name)
+        if model is not None and model.current is version:
+            self._fail(list(model.queue), error)
+
+    def _fail(self, requests: Iterable[Request], error: Record) -> None:
+        for request in requests:
+            self._attempts.answer(request, Failed(request.submit.request, error))

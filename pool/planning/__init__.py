@@ -1,0 +1,1 @@
+"""What a pool would take, told before anything is loaded."""

@@ -1,0 +1,167 @@
+"""`plan`: what models would take together, told before any of them is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from ...protocol.errors import SupervisorLost
+from .. import environment
+from ..checks import ConfigError, check_choice, read_size
+from ..client import Pool, _named
+from ..devices import DEVICES, DeviceSettings, read_devices
+from ..model import Model
+from ..settings import MAILBOX_BYTES, Settings
+from ..sources import app_paths
+from ..supervisor.history import History
+from ..toml import read_toml
+from .accounts import Limits, Terms, made_plan
+from .rehearsal import rehearse
+from .views import Plan
+
+
+def plan(
+    models: Any,
+    *,
+    workers: int | None = None,
+    slots: int | None = None,
+    threads: int | None = None,
+    slot: int | str = 0,
+    mailbox: int | str = MAILBOX_BYTES,
+    devices: Mapping[str, Any] | None = None,
+    only: Mapping[str, Sequence[str]] | None = None,
+) -> Plan:
+    """Tell what models would take, and whether that fits, without loading them.
+
+    Their sizes and contents are found out by building them one after the other in a process that then ends, and
+    what a run takes by running their examples there on tensors that have shapes only; or, where a model asks for
+    values, with its weights. It takes seconds, and none of it is left afterwards but the files that it read.
+
+    Args:
+        models: as for `Pool`.
+        workers: how many worker processes; this and what follows is meant as for `Pool`.
+        slots: how many of them may run at once.
+        threads: threads that torch uses in one run.
+        slot: how much memory each slot may take.
+        mailbox: how much shared memory each client may use for large arrays.
+        devices: as for `Pool`. Besides, any number of devices of other names may be given to see where models
+            would go, each with a ``budget``: ``{"cpu:0": {"budget": "2GiB"}, "cpu:1": {"budget": "4GiB"}}``.
+            A pool uses one, ``cpu``.
+        only: by model, the devices that it may be on.
+
+    Raises:
+        ConfigError: a setting or model cannot be.
+        SupervisorLost: the processes that find it out did not start.
+    """
+    settings = Settings(
+        workers=environment.cores() if workers is None else workers,
+        slots=slots or 0,
+        threads=threads or 0,
+        slot_bytes=read_size("slot", slot),
+        mailbox_bytes=read_size("mailbox", mailbox),
+    )
+    return plan_for(settings, _named(models), app_paths(), devices, only or {})
+
+
+def plan_for(
+    settings: Settings,
+    models: Mapping[str, Model],
+    paths: Sequence[str],
+    devices: Mapping[str, Any] | None = None,
+    only: Mapping[str, Sequence[str]] | None = None,
+) -> Plan:
+    """Return the plan for a pool of these settings; see `plan`.
+
+    Args:
+        settings: of the pool.
+        models: by name.
+        paths: where modules may lie.
+        devices: as for `plan`; default: those of the settings.
+        only: by model, the devices that it may be on.
+    """
+    limits = _limits(settings.devices if devices is None else devices)
+    _check_only(only or {}, models, limits)
+    found, base = rehearse(models, paths, workers=settings.workers, slots=settings.slots, threads=settings.threads)
+    history = History(environment.history_path(), lambda *_: None, lambda _: None)
+    terms = Terms(settings.workers, settings.slots, settings.slot_bytes, settings.mailbox_total_bytes)
+    made = made_plan(found, base, limits, terms, history=history.known, only=only or {})
+    notes = list(made.notes)
+    if history.complaint:
+        notes.append(history.complaint)
+    if [one.name for one in limits] != list(DEVICES):
+        notes.append(f"a pool uses one device today, {DEVICES[0]}; this shows where models would go")
+    return dataclasses.replace(made, notes=notes)
+
+
+def plan_file(path: str) -> Plan:
+    """Return the plan for a pool.toml; if that pool is served already, with what its models take.
+
+    Raises:
+        ConfigError: something in the file cannot be.
+    """
+    settings, models = read_toml(path)
+    made = plan_for(settings, models, [os.path.dirname(os.path.abspath(path))])
+    try:
+        pool = Pool.connect(f"ipc://{environment.default_directory(settings.name)}")
+    except SupervisorLost:
+        return made
+    try:
+        return _beside(made, pool)
+    finally:
+        pool.shutdown()
+
+
+def plan_like(pool: Pool, models: Any) -> Plan:
+    """Return the plan for models in a pool like one that runs, with what those that it has already take."""
+    status = pool.status()
+    settings = Settings(workers=len(status.workers), slots=status.slots, threads=status.threads)
+    devices = {one.name: DeviceSettings(one.budget_bytes, one.reserve_bytes) for one in pool.memory().devices}
+    return _beside(plan_for(settings, _named(models), app_paths(), devices), pool)
+
+
+def _beside(made: Plan, pool: Pool) -> Plan:
+    """Return a plan with what its models take in a pool that runs, as far as that has them."""
+    weights_bytes = {one.name: one.weights_bytes for one in pool.models() if one.weights_bytes}
+    needs_bytes = {name: need for ring in pool.status().rings for name, need in ring.needs_bytes.items() if need}
+    models = tuple(
+        dataclasses.replace(
+            one,
+            actual_weights_bytes=weights_bytes.get(one.name),
+            actual_need_bytes=needs_bytes.get(one.name),
+        )
+        for one in made.models
+    )
+    return dataclasses.replace(made, models=models)
+
+
+def _limits(devices: Mapping[str, Any]) -> list[Limits]:
+    """Return what may be taken of each device.
+
+    Raises:
+        ConfigError: one cannot be.
+    """
+    if set(devices) <= set(DEVICES):
+        return [
+            Limits(name, environment.memory_bytes(), one.budget_bytes, one.reserve_bytes)
+            for name, one in read_devices(devices).items()
+        ]
+    return [_limits_of(name, table) for name, table in devices.items()]
+
+
+def _limits_of(name: str, table: Any) -> Limits:
+    if not isinstance(table, Mapping) or "budget" not in table:
+        raise ConfigError(f"devices.{name} must be a mapping with a budget, such as {{'budget': '2GiB'}}")
+    sizes_bytes = {"reserve": 0}
+    for key, value in cast("Mapping[Any, Any]", table).items():
+        check_choice(f"a key of devices.{name}", key, ("budget", "reserve"))
+        sizes_bytes[key] = read_size(f"devices.{name}.{key}", value)
+    return Limits(name, sizes_bytes["budget"], sizes_bytes["budget"], sizes_bytes["reserve"])
+
+
+def _check_only(only: Mapping[str, Sequence[str]], models: Mapping[str, Model], limits: Sequence[Limits]) -> None:
+    for name, devices in only.items():
+        check_choice("the name of a model in only", name, list(models))
+        for device in devices:
+            check_choice(f"a device in only[{name!r}]", device, [one.name for one in limits])

@@ -1,0 +1,162 @@
+"""Measures what the machine and the pool's processes take, for the core: soon after anything has happened.
+
+The first figures are there before the first model, those of the machine. Then, as long as something runs or
+happens, they are taken every second, and otherwise every ten; in the background, because it takes milliseconds.
+Every ten seconds, if anything has happened, processes are measured that have hardly changed, too.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from ..core import events
+from ..core.core import Core
+from ..memory.machine import Machine
+from .background import Background
+from .processes import Processes
+from .reactor import Reactor
+from .sampler import ProcessMemory, Sampler
+from .shelf import Shelf
+
+#: How long after something has happened it is measured what came of it.
+_SOON_S: Final = 1.0
+#: How often it is measured anyhow.
+_ANYHOW_S: Final = 10.0
+
+
+class _Figures(NamedTuple):
+    """What was measured: of the machine, and of processes by their pid."""
+
+    total_bytes: int
+    available_bytes: int
+    processes: dict[int, ProcessMemory]
+
+
+class Meter:
+    """Measures on its own, and on request.
+
+    Args:
+        core, processes, shelf: what is measured.
+        machine: what they are on.
+        reactor: its timer wakes the meter.
+        feed: takes events for the core.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        processes: Processes,
+        shelf: Shelf,
+        machine: Machine,
+        reactor: Reactor,
+        feed: Callable[[events.Event], None],
+    ) -> None:
+        self._core = core
+        self._processes = processes
+        self._shelf = shelf
+        self._machine = machine
+        self._reactor = reactor
+        self._feed = feed
+        self._background = Background("onecopy-meter", reactor)
+        self._sampler = Sampler()
+        self._is_due = False
+        self._is_exact = False
+        self._is_measuring = False
+        self._has_happened = True
+        self._measured_at = 0.0
+        self._processes_last: dict[int, ProcessMemory] = {}
+
+    def start(self) -> None:
+        """Tell what the machine has, and measure from now on."""
+        self._tell(self._figures({}))
+        self._measure_anyhow()
+
+    def touch(self) -> None:
+        """Something has happened: measure what came of it, within a second."""
+        self._has_happened = True
+        self._measure_soon()
+
+    def gone(self, pid: int) -> None:
+        """A process has ended: tell at once that its memory is free."""
+        if pid in self._processes_last:
+            self._tell(self._figures(self._processes_last))
+
+    def roles(self) -> dict[int, str]:
+        """Return what each process of the pool is, by its pid."""
+        roles = {os.getpid(): "supervisor"}
+        if self._processes.zygote_pid:
+            roles[self._processes.zygote_pid] = "zygote"
+        for child in self._processes.children.values():
+            if child.pid:
+                roles[child.pid] = child.role
+        return roles
+
+    def measure_exactly(self, then: Callable[[dict[int, ProcessMemory]], None]) -> None:
+        """Measure every process now; call ``then`` with what each takes, once the core knows it too."""
+
+        def measured(figures: _Figures) -> None:
+            self._tell(figures)
+            then(figures.processes)
+
+        self._background.do(self._measuring(is_exact=True), measured)
+
+    def close(self) -> None:
+        """Measure no more."""
+        self._background.close()
+
+    def _measure_anyhow(self) -> None:
+        self._is_exact, self._has_happened = self._has_happened, False
+        self._measure_soon()
+        self._reactor.call_at(time.monotonic() + _ANYHOW_S, self._measure_anyhow)
+
+    def _measure_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._reactor.call_at(max(time.monotonic(), self._measured_at + _SOON_S), self._measure)
+
+    def _measure(self) -> None:
+        self._is_due = False
+        self._measured_at = time.monotonic()
+        if self._is_measuring:  # it takes that long
+            self._measure_soon()
+            return
+        self._is_measuring = True
+        is_exact, self._is_exact = self._is_exact, False
+        self._background.do(self._measuring(is_exact=is_exact), self._measured)
+
+    def _measuring(self, *, is_exact: bool) -> Callable[[], _Figures]:
+        """Return what measures the processes that there are now."""
+        pids = list(self.roles())
+        return lambda: self._figures(self._sampler.measure(pids, is_exact=is_exact))
+
+    def _figures(self, processes: dict[int, ProcessMemory]) -> _Figures:
+        return _Figures(self._machine.total_bytes(), self._machine.available_bytes(), processes)
+
+    def _measured(self, figures: _Figures) -> None:
+        self._is_measuring = False
+        self._tell(figures)
+        if self._core.requests.unanswered or "loader" in self.roles().values():
+            self.touch()  # what runs may take memory without a word
+
+    def _tell(self, figures: _Figures) -> None:
+        roles = self.roles()  # some may have ended since
+        self._processes_last = {pid: one for pid, one in figures.processes.items() if pid in roles}
+        private = {pid: memory.private for pid, memory in self._processes_last.items()}
+        by_role: dict[str, dict[int, int]] = {"worker": {}, "loader": {}}
+        for child in self._processes.children.values():
+            if child.role in by_role and child.pid in private:
+                by_role[child.role][child.number] = private.pop(child.pid)
+        self._feed(
+            events.MemoryMeasured(
+                figures.total_bytes,
+                figures.available_bytes,
+                self._shelf.allocated_bytes("slot"),
+                self._shelf.allocated_bytes("mailbox"),
+                by_role["worker"],
+                by_role["loader"],
+                sum(private.values()),
+            )
+        )
