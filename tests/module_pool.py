@@ -21,5 +21,5 @@ def shared_pool(
         pool = Pool(models, workers=workers, slots=workers)
     with pool:
         # One that is still on its way up would look like something that the first test left behind.
-        assert wait_until(lambda: len(pool.status().workers) == workers)
+        assert wait_until(lambda: sum(one.pid > 0 for one in pool.status().workers) == workers)
         yield pool

@@ -102,7 +102,7 @@ def test_a_model_that_cannot_be_built_says_why(pool, model, said):
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_numbers(pool):
-    with pytest.raises(OutOfBudget, match=r"needs [\d,]+ bytes, and [\d,]+ are available"):
+    with pytest.raises(OutOfBudget, match=r"loading large needs [\d,.]+ MB on cpu, and [\d,.]+ MB are free"):
         pool.load("large", pool_models.make_larger_than_free)
 
 

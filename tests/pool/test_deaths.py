@@ -76,6 +76,7 @@ def test_a_killed_zygote_is_replaced(pool):
     os.kill(before, signal.SIGKILL)
     assert wait_until(lambda: pool.status().zygote_pid not in (0, before))
     assert float(pool.run("scale", torch.ones(1))) == 2.0
+    assert wait_until(lambda: all(worker.pid for worker in pool.status().workers))
     for worker in pool.status().workers:
         os.kill(worker.pid, signal.SIGKILL)  # the new zygote must fork their successors
     assert float(pool.model("scale", retries=5)(torch.ones(1))) == 2.0

@@ -87,6 +87,7 @@ def test_a_strict_model_fails_by_name_instead_and_others_go_on():
 
 def test_what_a_model_keeps_is_right_for_ever_whoever_uses_the_slot_then():
     with Pool({"keeper": Slotted(), "other": Slotted()}, workers=3, slots=1) as pool:
+        assert wait_until(lambda: [one.state for one in pool.status().workers] == ["idle"] * 3)
         keep, use = pool.model("keeper", method="keep"), pool.model("other", method="use")
         kept: dict[int, list[float]] = {}
         for value in range(12):
