@@ -53,7 +53,7 @@ class UnixLink(Link):
         self._poller = select.poll()
         self._poller.register(sock.fileno(), select.POLLIN)
         self._poller.register(self._wake, select.POLLIN)
-        self._awaits_room = False  # whether the poller does
+        self._awaits_room = False  # whether the poller may
 
     @property
     def has_unsent(self) -> bool:
@@ -78,7 +78,8 @@ class UnixLink(Link):
         if self._is_at_end or self._is_closed:
             return "gone"
         awaits_room = bool(self._unsent)
-        if awaits_room != self._awaits_room:
+        if awaits_room or self._awaits_room:
+            self._awaits_room = True  # it may, until it is known not to
             mask = select.POLLIN | select.POLLOUT if awaits_room else select.POLLIN
             self._poller.modify(self._socket.fileno(), mask)
             self._awaits_room = awaits_room

@@ -97,6 +97,7 @@ class WorkerInfo(View):
     """One worker process.
 
     Attributes:
+        pid: 0 until it is forked.
         outstanding: requests that it holds.
         is_thawed: whether it has every warm model ready that it was given.
         models: those it was given.

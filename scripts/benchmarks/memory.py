@@ -2,7 +2,7 @@
 
 Memory is what all processes of the pool take together: their proportional share of anonymous and file pages,
 and every shared region once. The client, this process, does not count. Each worker has run a batch and then
-rested for two seconds.
+rested for two seconds. Nobody else may come or go with torch meanwhile: its file pages are shared with them too.
 """
 
 from __future__ import annotations
