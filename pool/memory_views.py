@@ -40,6 +40,7 @@ class WeightsInfo(View):
         is_rebuilt: whether each worker builds it anew around the one copy, because it cannot be pickled.
         is_pinned: whether it stays in memory, whatever else is needed.
         evictions, returns: how often it was moved out of memory, and back.
+        return_s: how long the last return took.
     """
 
     model: str
@@ -56,6 +57,7 @@ class WeightsInfo(View):
     is_pinned: bool
     evictions: int
     returns: int
+    return_s: float
 
     def __str__(self) -> str:
         text = f"{self.model}: {size(self.size_bytes)} in {self.workers} workers"

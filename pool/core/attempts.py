@@ -167,7 +167,7 @@ class Attempts:
         running.version.running -= 1
         model = running.model
         model.left(running.child)
-        if model.is_held:
+        if model.is_held or model.is_below_least:
             model.is_held = False
             self._schedule.note(model, now)
 

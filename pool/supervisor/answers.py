@@ -220,6 +220,7 @@ class Answers:
             "is_pinned": model is not None and model.is_pinned,
             "evictions": version.evictions,
             "returns": version.returns,
+            "return_s": version.return_s,
         }
 
     def _tier(self, version: WeightSet) -> str:

@@ -19,12 +19,14 @@ from typing import Any
 
 import activations
 import batching
+import budget
 import forwards
 import memory
 import psutil
 import small_requests
 import tensors
 import torch
+import two_models
 import weights
 import zmq
 from onecopy.pool import Pool
@@ -70,6 +72,8 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "activations": activations.measure,
     "tensors": tensors.measure,
     "batching": batching.measure,
+    "budget": budget.measure,
+    "two models": two_models.measure,
 }
 
 

@@ -23,7 +23,7 @@ from onecopy.pool import Model, Pool
 os.environ["HF_HUB_OFFLINE"] = "1"
 SIZES = {"small": (2, 128), "large": (6, 512)}
 TOKENS, PROMPT = 16, 8
-TURNS, WINDOW_S = 5, 3.0
+TURNS, WINDOW_S = 3, 3.0
 #: Requests of each model that are under way at once when there is more to do than can be done.
 DEPTH = 16
 

@@ -39,7 +39,8 @@ def test_options_are_plain_and_hold_what_was_asked_for():
     assert Model(MODULE).options == {
         "method": "__call__", "grad": False, "warm": False, "residency": "memory", "sharing": "shared",
         "workspace": "device", "on_overflow": "spill", "max_batch": 1, "max_wait_ms": 0.0, "collate": "",
-        "split": "", "share": 1.0, "max_queue": 0, "adaptive": True,
+        "split": "", "share": 1.0, "max_queue": 0, "min_workers": 0, "max_workers": 0,
+        "adaptive": True,
     }  # fmt: skip
     options = Model(
         "torch.nn:Linear", weights="/w.pt", dtype="bfloat16", residency="file", sharing="private"
