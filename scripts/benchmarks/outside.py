@@ -26,15 +26,16 @@ def memory_of(supervisor_pid: int) -> int:
 
 
 def _regions_bytes(pid: int) -> int:
-    """Return the blocks of all memfds that a process has open."""
-    total_bytes = 0
+    """Return the blocks of all memfds that a process has open, each once."""
+    blocks: dict[int, int] = {}
     folder = f"/proc/{pid}/fd"
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             with contextlib.suppress(OSError):
                 if os.readlink(f"{folder}/{name}").startswith("/memfd:"):
-                    total_bytes += os.stat(f"{folder}/{name}").st_blocks * _BLOCK_BYTES
-    return total_bytes
+                    status = os.stat(f"{folder}/{name}")
+                    blocks[status.st_ino] = status.st_blocks
+    return sum(blocks.values()) * _BLOCK_BYTES
 
 
 class Watch:
