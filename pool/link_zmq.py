@@ -1,4 +1,4 @@
-"""A link over ZeroMQ, for a supervisor on another machine."""
+"""A link over ZeroMQ, to a supervisor that listens on tcp."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from typing import Final, NamedTuple
 from .events import MemoryAvailable, MemoryMeasured
 from .regions import FillerKey, Regions
 
-#: What a loader needs besides the weights that pass through it, at most, as far as it is not seen to need more.
+#: What a loader needs besides the weights that pass through it, at most, as far as it is not seen to need more:
+#: one that has imported torch and builds a module that is small takes 58 MB.
 LOADER_BYTES: Final = 64 << 20
 _MB: Final = 1e6
 
@@ -33,6 +34,12 @@ class Allowance(NamedTuple):
     total_bytes: int = 0
     budget_bytes: int = 0
     reserve_bytes: int = 0
+
+    @property
+    def limit_bytes(self) -> int:
+        """The most that the pool may take."""
+        most_bytes = max(0, self.total_bytes - self.reserve_bytes)
+        return min(self.budget_bytes, most_bytes) if self.budget_bytes else most_bytes
 
 
 NO_ALLOWANCE: Final = Allowance()
@@ -105,8 +112,7 @@ class Ledger:
     @property
     def limit_bytes(self) -> int:
         """The most that the pool may take."""
-        most_bytes = max(0, self.total_bytes - self.reserve_bytes)
-        return min(self.budget_bytes, most_bytes) if self.budget_bytes else most_bytes
+        return Allowance(self.total_bytes, self.budget_bytes, self.reserve_bytes).limit_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -150,12 +156,13 @@ class Ledger:
             needed_bytes: how much it needs.
             could_free: by model, what its eviction would free.
         """
+        accounts = self.accounts()
         numbers = {
             "needed": needed_bytes, "free": max(0, self.free_bytes), "limit": self.limit_bytes,
             "total": self.total_bytes, "budget": self.budget_bytes, "reserve": self.reserve_bytes,
-            "available": max(0, self.available_bytes), **self.accounts(),
+            "available": max(0, self.available_bytes), **accounts,
         }  # fmt: skip
-        taken = ", ".join(f"{account} {_mb(size)}" for account, size in self.accounts().items() if size)
+        taken = ", ".join(f"{account} {_mb(size)}" for account, size in accounts.items() if size)
         freeable = ", ".join(f"{name} {_mb(size)}" for name, size in could_free) or "nothing"
         budget = _mb(self.budget_bytes) if self.budget_bytes else "none"
         text = (

@@ -12,7 +12,6 @@ from .events import MemoryMeasured
 from .fleet import Fleet
 from .instructions import Instruction, Report
 from .ledger import Ledger
-from .workers import Worker
 
 #: When memory runs short, a worker is replaced that has so many times as much as the one that has least, ...
 FAT: Final = 2.0
@@ -30,13 +29,9 @@ class Pressure:
         fleet: who replaces workers.
         max_private_bytes: what a worker may have; 0: however much.
         out: where instructions go.
-
-    Attributes:
-        replaced: how many workers were replaced for what they took.
     """
 
     def __init__(self, ledger: Ledger, fleet: Fleet, max_private_bytes: int, out: list[Instruction]) -> None:
-        self.replaced = 0
         self._ledger = ledger
         self._fleet = fleet
         self._max_private_bytes = max_private_bytes
@@ -57,9 +52,8 @@ class Pressure:
                 self._replace(fattest, f"{most_bytes:,} bytes, another {least_bytes:,}, and memory runs short")
 
     def _replace(self, child: int, reason: str) -> None:
-        worker: Worker | None = self._fleet.workers.get(child)
+        worker = self._fleet.workers.get(child)
         if worker is None or worker.is_outdated or worker.life.state not in ("idle", "busy"):
             return
-        self.replaced += 1
         self._fleet.workers.outdate(worker)
         self._out.append(Report(f"worker {worker.pid} is replaced: its private memory has {reason}"))

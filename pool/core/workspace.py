@@ -31,7 +31,8 @@ from .weights import WeightSet
 FIRST_BYTES: Final = 64 << 20
 #: How much more room is made than what did not fit takes, because of gaps between blocks.
 _GAPS: Final = 1.25
-_GRAIN_BYTES: Final = 1 << 20
+#: What runs are remembered to need is rounded up to this.
+GRAIN_BYTES: Final = 1 << 20
 #: So often may a model keep tensors in one worker: the first time, it may have built something for good.
 _MAX_ESCAPES: Final = 2
 
@@ -261,7 +262,7 @@ class Workspace:
             # Memory of a model that forks is private without any lack of room: it must not grow run after run.
             most_bytes = 2 * (used.footprint_bytes + used.spilled_bytes)
             need_bytes = min(had_bytes + used.spilled_bytes * _GAPS, most_bytes)
-        need_bytes = -(-int(need_bytes) // _GRAIN_BYTES) * _GRAIN_BYTES
+        need_bytes = -(-int(need_bytes) // GRAIN_BYTES) * GRAIN_BYTES
         self._out.append(Remember(self._identities[version.number], used.signature, need_bytes))
         if need_bytes > ring.needs_bytes[version.number]:
             ring.note_need(version.number, need_bytes)

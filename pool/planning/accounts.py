@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from ..core.identity import identity_of
+from ..core.ledger import Allowance
 from ..core.placement import Item, Placement, Room, place
-from ..core.workspace import PRIVATE
+from ..core.workspace import GRAIN_BYTES, PRIVATE
 from .found import Base, Found, Part
 from .order import Load, best_order, peak_bytes
 from .views import Plan, PlannedDevice, PlannedModel
@@ -26,8 +27,6 @@ _RUN_BYTES: Final = 1_100_000
 _RUN_GROWTH: Final = 0.8
 #: What the supervisor keeps of a model besides its skeleton: measured with the same.
 _RECORD_BYTES: Final = 90_000
-#: What runs are remembered to need is rounded up to this.
-_REMEMBERED_BYTES: Final = 1 << 20
 _PAGE_BYTES: Final = 4096
 
 #: By identity of the weight set and signature of the inputs, what runs took, in bytes.
@@ -45,8 +44,7 @@ class Limits(NamedTuple):
     @property
     def limit_bytes(self) -> int:
         """The most that it may take."""
-        most_bytes = max(0, self.total_bytes - self.reserve_bytes)
-        return min(self.budget_bytes, most_bytes) if self.budget_bytes else most_bytes
+        return Allowance(self.total_bytes, self.budget_bytes, self.reserve_bytes).limit_bytes
 
 
 class Terms(NamedTuple):
@@ -117,7 +115,7 @@ def _need(one: Found, history: Needs) -> _Need:
     keys = [part.key if part.key[0] != "private" else None for part in one.parts]
     earlier_bytes = max(history.get(identity_of(one.name, one.manifest, keys), {}).values(), default=0)
     # What is remembered is rounded up: where both say the same, what was found out is more exact.
-    if earlier_bytes > _rounded_up(one.need_bytes or 0, _REMEMBERED_BYTES):
+    if earlier_bytes > _rounded_up(one.need_bytes or 0, GRAIN_BYTES):
         return _Need(earlier_bytes, "earlier runs")
     if one.need_bytes is None:
         return _Need(None, "a failed run" if one.reason else "no example")

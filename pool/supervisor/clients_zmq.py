@@ -1,4 +1,4 @@
-"""Clients over ZeroMQ: those of other machines, and those in other languages.
+"""Clients over ZeroMQ: those that come over tcp, and those in other languages.
 
 One ROUTER for ipc and, if it is wanted, one for tcp. ``ROUTER_MANDATORY`` makes a peer that does not keep up
 visible: a default ROUTER would drop its messages silently. What waits for such a peer waits in an outbox here.

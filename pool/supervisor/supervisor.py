@@ -44,6 +44,8 @@ from .reactor import Reactor
 from .shelf import Shelf
 
 _LINGER_MS = 500
+#: After these the core hands out memory.
+_ASKING = (events.RegionsNeeded, events.RegionsMoved)
 
 
 class Supervisor:
@@ -147,7 +149,7 @@ class Supervisor:
         """Let the core handle an event, and carry out what it wants; what comes of that is fed after it."""
         if type(event) is not events.MemoryMeasured:
             self._meter.touch()
-        if isinstance(event, events.RegionsNeeded | events.RegionsMoved):
+        if isinstance(event, _ASKING):
             self._events.append(events.MemoryAvailable(self._machine.available_bytes()))
         self._events.append(event)
         if self._is_handling:

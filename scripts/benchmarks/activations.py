@@ -7,15 +7,15 @@ most that is seen from then on is. All processes run all models in turn, as fast
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from multiprocessing import get_context
-from typing import Any, Self
+from typing import Any
 
 import torch
 from forwards import conv_net, mlp, transformer
 from onecopy.pool import Model, Pool
 from onecopy.pool.supervisor.sampler import read_memory
+from outside import Watch
 from torch import nn
 
 WORKERS, SLOTS = 8, 2
@@ -68,33 +68,6 @@ def measure() -> dict[str, Any]:
     }
 
 
-class _Watch:
-    """Looks at memory all the time, and keeps the most that it has seen."""
-
-    def __init__(self, look: Callable[[], float]) -> None:
-        self._look = look
-        self.before = self.most = look()
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._is_over.is_set():
-            self.most = max(self.most, self._look())
-
-    @property
-    def taken(self) -> float:
-        """How much more there was than in the beginning."""
-        return self.most - self.before
-
-
 def _pool() -> dict[str, float]:
     models = {name: Model(Runner, args=(name,), warm=True) for name in MAKERS}
     names = {name: name.replace(" ", "-") for name in MAKERS}
@@ -108,7 +81,7 @@ def _pool() -> dict[str, float]:
                     future.result()
 
         run_everywhere("ready")
-        with _Watch(lambda: pool.memory().total_bytes / 1e6) as watch:
+        with Watch(lambda: pool.memory().total_bytes / 1e6) as watch:
             for _ in range(ROUNDS):
                 run_everywhere("__call__")
         memory = pool.memory()
@@ -161,7 +134,7 @@ def _plain() -> float:
         processes.append(process)
     for pipe in pipes:
         pipe.recv()
-    with _Watch(lambda: sum(one.pss for p in processes if (one := read_memory(p.pid or 0))) / 1e6) as watch:
+    with Watch(lambda: sum(one.pss for p in processes if (one := read_memory(p.pid or 0))) / 1e6) as watch:
         for pipe in pipes:
             pipe.send(ROUNDS)
         for pipe in pipes:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from onecopy.pool import Model, Pool
-from outside import Watch
+from outside import Watch, memory_of
 
 MODELS, ROOM = 10, 3
 SIZE_BYTES = 200_000_000
@@ -50,8 +50,9 @@ def measure() -> dict[str, Any]:
         for one in range(MODELS):  # each is built and, but for three, written out once
             pool.run(f"m{one}", torch.zeros(()))
         before = _returns(pool)
+        supervisor_pid = pool.status().pid
         started_at = time.perf_counter()
-        with Watch(pool.status().pid) as watch:
+        with Watch(lambda: memory_of(supervisor_pid)) as watch:
             wrong = sum(1 for number, y in _run(pool, order) if y != number)
         elapsed_s = time.perf_counter() - started_at
         misses = _returns(pool) - before
@@ -62,7 +63,7 @@ def measure() -> dict[str, Any]:
         "wrong answers": wrong,
         "requests/s": REQUESTS / elapsed_s,
         "budget, MB": budget_bytes / 1e6,
-        "most seen from outside, MB": watch.most_bytes / 1e6,
+        "most seen from outside, MB": watch.most / 1e6,
         "looks": watch.looks,
         "hits": 1 - misses / REQUESTS,
         "hits of the offline optimum, one request after the other": 1 - best / REQUESTS,

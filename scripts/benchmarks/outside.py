@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 from typing import Self
 
 import psutil
 from onecopy.pool.supervisor.sampler import read_memory
 
 _BLOCK_BYTES = 512
-_LOOK_EVERY_S = 0.02
+_LOOK_EVERY_S = 0.005
 
 
 def memory_of(supervisor_pid: int) -> int:
@@ -39,17 +40,20 @@ def _regions_bytes(pid: int) -> int:
 
 
 class Watch:
-    """Looks at a pool all the time, in a thread.
+    """Looks at a figure all the time, in a thread.
+
+    Args:
+        look: returns it.
 
     Attributes:
-        most_bytes: the most that it has seen.
-        looks: how often it has looked.
+        before, most: what it was in the beginning, and the most that was seen.
+        looks: how often it was looked at.
     """
 
-    def __init__(self, supervisor_pid: int) -> None:
-        self.most_bytes = 0
-        self.looks = 0
-        self._pid = supervisor_pid
+    def __init__(self, look: Callable[[], float]) -> None:
+        self._look = look
+        self.before = self.most = look()
+        self.looks = 1
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -61,7 +65,12 @@ class Watch:
         self._is_over.set()
         self._thread.join()
 
+    @property
+    def taken(self) -> float:
+        """How much more there was than in the beginning."""
+        return self.most - self.before
+
     def _run(self) -> None:
         while not self._is_over.wait(_LOOK_EVERY_S):
-            self.most_bytes = max(self.most_bytes, memory_of(self._pid))
+            self.most = max(self.most, self._look())
             self.looks += 1

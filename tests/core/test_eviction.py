@@ -4,6 +4,7 @@ import pytest
 from core.simulated import LoadPlan, RunPlan
 from core.world import World
 from onecopy.pool.core.ledger import Allowance
+from onecopy.pool.core.mailboxes import Budget
 from onecopy.pool.core.residents import LEAST_STAY_S
 
 MB = 1 << 20
@@ -274,6 +275,12 @@ def test_a_worker_that_takes_too_much_is_replaced_between_its_runs():
 
 
 def test_no_mailbox_is_made_for_which_there_is_no_room():
-    world = world_of("a", room_mb=150)
-    assert world.core.mailboxes.budget.client_bytes == 0
-    assert world.core.ledger.free_bytes == 50 * MB
+    world = world_of(room_mb=100, mailboxes=Budget(1 << 30, 1 << 30))
+    world.measure(1 << 40, others_bytes=100 * MB - 8192)
+    world.mailing.want("ann", 8192)
+    assert world.mailing.granted
+    world.measure(1 << 40, others_bytes=100 * MB - 4096)
+    refused = world.core.mailboxes.refused
+    world.mailing.want("ann", 8192)
+    assert world.core.mailboxes.refused == refused + 1
+    assert any("4,096 bytes are free of the 104,857,600" in text for text in world.reports)
