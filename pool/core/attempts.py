@@ -170,6 +170,7 @@ class Attempts:
         if model.is_held or model.is_below_least:
             model.is_held = False
             self._schedule.note(model, now)
+        self._schedule.made_room(running.child, now)
 
     def _measure(self, running: _Attempt, event: AttemptEnded) -> None:
         model, first = running.model, running.requests[0]

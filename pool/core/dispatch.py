@@ -81,8 +81,7 @@ class Dispatch:
             if model.is_at_most:
                 worker = self._roomy_seat(model)
                 if worker is None:
-                    model.is_held = True
-                    self._schedule.drop(model)
+                    self._schedule.hold(model)
                     continue
             else:
                 worker = workers.pick(model.current.generation)
@@ -104,9 +103,12 @@ class Dispatch:
         return next((one for one in found if one is not None and one.has_room), None)
 
     def _has_session(self, worker: Worker, model: Model, request: Request, now: float) -> bool:
-        """Return whether a worker has a request's session, or has it now; else the request waits for who does."""
+        """Return whether a worker may have a request of a session now; else it waits for who has the session.
+
+        It does so, too, behind what waits for that worker already: requests of a session run in their order.
+        """
         child = self.sessions.worker_of(request)
-        if child and child != worker.child:
+        if child and (child != worker.child or self.sessions.has_waiting(child)):
             other = self._workers.get(child)
             if other is None or other.is_outdated:
                 self.end_sessions(child, now)

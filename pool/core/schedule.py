@@ -25,6 +25,7 @@ class Schedule:
         self._due: list[tuple[float, int, Model]] = []  # a heap: when those that fill have waited long enough
         self._serial = 0
         self._claiming: dict[Model, None] = {}  # the ready ones that run on fewer workers than they should
+        self._held: dict[int, dict[Model, None]] = {}  # by worker that runs them, those that wait for room there
 
     def __bool__(self) -> bool:
         return bool(self._ready) or bool(self._filling)
@@ -69,6 +70,20 @@ class Schedule:
         self._claiming.pop(model, None)
         self._ready.drop(model)
         self._filling.drop(model)
+
+    def hold(self, model: Model) -> None:
+        """A model runs on as many workers as it may, and waits until one of these has room for more."""
+        model.is_held = True
+        self.drop(model)
+        for child in model.seats:
+            self._held.setdefault(child, {})[model] = None
+
+    def made_room(self, child: int, now: float) -> None:
+        """A worker has done with something, or is gone: those that were held wait for their turn."""
+        for model in self._held.pop(child, ()):
+            if model.is_held:
+                model.is_held = False
+                self.note(model, now)
 
     def first(self, *, is_idle: bool) -> Model | None:
         """Return whose turn it is with a worker that is idle, or with one that has room behind what it runs."""

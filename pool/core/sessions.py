@@ -65,6 +65,10 @@ class Sessions:
         self._queues.setdefault(child, Queue()).add(request, now)
         self._able[child] = None
 
+    def has_waiting(self, child: int) -> bool:
+        """Whether something waits for a worker."""
+        return child in self._queues and self._queues[child].calls > 0
+
     @property
     def are_waiting(self) -> bool:
         """Whether something waits for a worker that may have room."""

@@ -3,6 +3,7 @@
 import signal
 
 import hypothesis.strategies as st
+import pytest
 from core.mailing import BUDGET
 from core.simulated import Habits, LoadPlan, RunPlan
 from core.told import submit_of
@@ -296,4 +297,5 @@ PoolMachine.TestCase.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-TestPool = PoolMachine.TestCase
+# What was found is made small first, which takes longer than the other tests may.
+TestPool = pytest.mark.timeout(600)(PoolMachine.TestCase)

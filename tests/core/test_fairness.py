@@ -13,6 +13,7 @@ from onecopy.pool.core.queue import AGE_S, Queue
 from onecopy.pool.core.requests import Request
 from onecopy.pool.core.terms import terms_of
 from onecopy.pool.core.turns import Turns
+from onecopy.pool.core.workers import AHEAD_S
 from onecopy.protocol.errors import InvalidRequest
 from onecopy.protocol.messages import Run
 
@@ -290,3 +291,24 @@ def test_a_model_at_its_most_goes_on_when_its_worker_dies():
     world.children[child].die("SIGKILL")
     world.pass_time(5.0)
     assert {world.code(number) for number in numbers} == {"reply"}
+
+
+def test_a_model_at_its_most_goes_on_when_another_leaves_room_for_it():
+    world = World(2, 2)
+    world.join()
+    world.load("a", max_workers=1)
+    world.load("b")
+    world.pass_time(3.0)
+    each_s = AHEAD_S * 0.7
+    for name in "aabb":  # so that it is known what they take
+        world.submit(name, plan=RunPlan(each_s))
+        world.pass_time(1.0)
+    world.submit("b", plan=RunPlan(each_s))
+    (worker,) = [one for one in world.core.fleet.workers if one.outstanding]
+    for name in "baa":  # the last has to wait: its worker has enough, and another it may not have
+        world.submit(name, plan=RunPlan(1.0))
+    model = world.core.library.models["a"]
+    assert model.is_held
+    assert list(model.seats) == [worker.child]
+    world.pass_time(2 * each_s)
+    assert not model.queue.calls, "what ran in front of it is over"

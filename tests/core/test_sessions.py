@@ -77,6 +77,21 @@ def test_others_take_turns_with_it():
     assert sorted(order[:4]) == [1, 2, 11, 12], order
 
 
+def test_a_session_keeps_its_order_although_its_later_requests_waited_elsewhere():
+    core = Told(workers=2).start("m")
+    core.submit(1, session="s")
+    core.submit(2, session="s")
+    core.submit(3, session="s")  # these two wait for the worker, as there is one that could take others
+    assert runs(core.submit(4)) == [(1, "ann/4")]
+    core.submit(5, session="s")  # and this one in the model's queue, as there is none
+    order = []
+    for attempt in (1, 3, 4, 5):
+        number = 1 if attempt == 1 else order[-1]
+        [(_, begun)] = runs(core.ended(2, attempt, number)) or [(2, "ann/0")]
+        order.append(int(begun.removeprefix("ann/")))
+    assert order == [2, 3, 5, 0]
+
+
 def test_only_so_many_are_remembered(monkeypatch):
     monkeypatch.setattr(sessions_module, "MOST_SESSIONS", 3)
     core = Told().start("m")
