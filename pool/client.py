@@ -45,8 +45,8 @@ class Pool:
     Args:
         models: a model, or a mapping of names to models. A model is a `Model` or what may be its ``source``:
             an object with tensors, a factory, or ``"package.module:name"``. One model alone is named "model".
-        workers: how many worker processes; default: the cores. ``(1, 8)``: at least one, and up to eight as long
-            as requests wait for one. ``"auto"``: from one to the cores.
+        workers: how many worker processes, on each device; default: its cores. ``(1, 8)``: at least one, and up
+            to eight as long as requests wait for one. ``"auto"``: from one to the cores.
         slots: how many of them may run at once; default: the workers, at most the cores.
         adaptive: let the number of those that run at once follow what gives the highest throughput, up to
             ``slots``; default: where ``slots`` is not given.
@@ -57,11 +57,16 @@ class Pool:
             out to need.
         mailbox: how much shared memory each client may use for large arrays, in bytes or as ``"256MiB"``; with 0
             they travel through sockets, which is slower.
-        devices: how much memory the pool may take, such as ``{"cpu": {"budget": "2GiB", "reserve": "512MiB"}}``.
-            ``budget`` is the most that weights, slots, mailboxes and private memory of all its processes may take
-            together; default: all that this machine or container has but the reserve. ``reserve`` is what it
-            leaves free for others; default: a twentieth of that, at most 1 GiB. Weights that lie idle leave memory
-            for the disk when others need the room, and come back when they are needed; what cannot fit is refused.
+        devices: how much memory the pool may take of each device, such as
+            ``{"cpu": {"budget": "2GiB", "reserve": "512MiB"}}``. ``budget`` is the most that weights, slots,
+            mailboxes and private memory of all its processes may take together; default: all that this machine or
+            container has but the reserve. ``reserve`` is what it leaves free for others; default: a twentieth of
+            that, at most 1 GiB. Weights that lie idle leave memory for the disk when others need the room, and
+            come back when they are needed; what cannot fit is refused.
+            Several of the names ``cpu:0``, ``cpu:1`` and so on divide the machine, ``"numa"`` does by its nodes:
+            each device has a budget, ``cores``, ``workers``, ``slots`` and ``threads`` of its own (default: an
+            equal part of memory and cores, and what is said here for the rest), and its own copy of the weights of
+            the models that live there.
         max_private: a worker whose private memory grows beyond this, in bytes or as ``"2GiB"``, is replaced
             between two requests; default: never.
         name: what the pool is called in status and logs.
@@ -84,12 +89,13 @@ class Pool:
         pin: bool = True,
         slot: int | str = 0,
         mailbox: int | str = MAILBOX_BYTES,
-        devices: Mapping[str, Mapping[str, int | str] | DeviceSettings] | None = None,
+        devices: Mapping[str, Mapping[str, Any] | DeviceSettings] | Literal["numa"] | None = None,
         max_private: int | str = 0,
         name: str = "pool",
     ) -> None:
         named = _named(models)
-        least_workers, most_workers = read_workers(workers)
+        read = read_devices(devices or {})
+        least_workers, most_workers = read_workers(workers, len(read))
         settings = Settings(
             workers=most_workers,
             least_workers=least_workers,
@@ -99,7 +105,7 @@ class Pool:
             pin=pin,
             slot_bytes=read_size("slot", slot),
             mailbox_bytes=read_size("mailbox", mailbox),
-            devices=read_devices(devices or {}),
+            devices=read,
             max_private_bytes=read_size("max_private", max_private),
             name=name,
         )

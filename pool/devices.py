@@ -1,22 +1,34 @@
-"""`DeviceSettings`: how much memory of a device a pool may take. Frozen and validated.
+"""`DeviceSettings`: how much of a device a pool may take. Frozen and validated.
+
+A device is where weights lie and workers run. There is one, ``cpu``, unless it is said otherwise: a machine can be
+divided into logical ones, ``cpu:0``, ``cpu:1`` and so on, each with a budget and cores of its own, or by its NUMA
+nodes.
 
 Standard library only: the supervisor imports this, and it must start in a tenth of a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
+from ..protocol.limits import MAX_DEVICES, MAX_WORKERS
 from . import environment
 from .checks import ConfigError, check_choice, check_count, read_size
 
-#: The devices that there are.
-DEVICES: Final = ("cpu",)
+#: The only device of a machine that is not divided.
+WHOLE: Final = "cpu"
+#: What a device may be called.
+NAMES: Final = re.compile(r"cpu(:\d{1,3})?|numa:\d{1,3}")
+#: Divide the machine by its nodes.
+BY_NODE: Final = "numa"
 #: Kept free unless it is said otherwise: this part of the memory, and at most so much.
 _RESERVED_PART: Final = 20
 _MOST_RESERVED_BYTES: Final = 1 << 30
+_KEYS: Final = ("budget", "reserve", "workers", "slots", "threads", "cores")
 
 
 def _usual_reserve_bytes() -> int:
@@ -25,12 +37,15 @@ def _usual_reserve_bytes() -> int:
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """How much memory of a device a pool may take.
+    """How much of a device a pool may take.
 
     Args:
-        budget_bytes: the most that everything of the pool may take together; 0: all that there is but the reserve.
+        budget_bytes: the most that everything of the pool on it may take together; 0: all that there is but the
+            reserve, or an equal part of that where a machine is divided.
         reserve_bytes: how much the pool leaves free for others; default: a twentieth of the memory that this
             machine or container has, at most 1 GiB.
+        workers, slots, threads: as in `Settings`, for this device; 0: as there.
+        cores: those that its processes may use; empty: any, or an equal part of them where a machine is divided.
 
     Raises:
         ConfigError: something of it cannot be.
@@ -38,42 +53,115 @@ class DeviceSettings:
 
     budget_bytes: int = 0
     reserve_bytes: int = field(default_factory=_usual_reserve_bytes)
+    workers: int = 0
+    slots: int = 0
+    threads: int = 0
+    cores: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_count("budget", self.budget_bytes, 0, 1 << 48)
         check_count("reserve", self.reserve_bytes, 0, 1 << 48)
+        for key in ("workers", "slots", "threads"):
+            check_count(key, getattr(self, key), 0, MAX_WORKERS)
         total_bytes = environment.memory_bytes()
         if self.reserve_bytes >= total_bytes:
             raise ConfigError(
                 f"reserve must be less than the {total_bytes:,} bytes that this machine or container has, "
                 f"not {self.reserve_bytes:,}"
             )
+        mine = environment.my_cores()
+        if foreign := [core for core in self.cores if core not in mine]:
+            raise ConfigError(f"cores {foreign} are not among those that this process may use: {mine}")
+
+    @classmethod
+    def from_wire(cls, values: Mapping[str, Any]) -> DeviceSettings:
+        """Return the settings that a message carries."""
+        plain = dict(values)
+        plain["cores"] = tuple(plain.get("cores", ()))
+        return cls(**plain)
 
 
 def read_devices(devices: Any) -> dict[str, DeviceSettings]:
-    """Return the settings of all devices from ``{"cpu": {"budget": "2GiB", "reserve": "512MiB"}}``, or fewer.
+    """Return the settings of all devices.
+
+    Args:
+        devices: ``{"cpu": {"budget": "2GiB", "reserve": "512MiB"}}``, or fewer keys. Several of the names
+            ``cpu:N`` divide the machine; ``"numa"`` divides it by its nodes.
 
     Raises:
-        ConfigError: a device or key is not known, or a size cannot be; the message names it.
+        ConfigError: a device or key is not known, or a value cannot be; the message names it.
     """
+    if devices == BY_NODE:
+        return _divided(_by_node())
     if not isinstance(devices, Mapping):
-        raise ConfigError(f"devices must be a mapping such as {{'cpu': {{'budget': '2GiB'}}}}, not {devices!r}")
+        raise ConfigError(
+            f"devices must be {BY_NODE!r} or a mapping such as {{'cpu': {{'budget': '2GiB'}}}}, not {devices!r}"
+        )
     given = {name: _read_device(name, table) for name, table in cast("Mapping[Any, Any]", devices).items()}
-    return {name: given.get(name) or DeviceSettings() for name in DEVICES}
+    if len(given) > MAX_DEVICES:
+        raise ConfigError(f"a pool may have {MAX_DEVICES} devices, not {len(given)}")
+    if len(given) > 1 and WHOLE in given:
+        raise ConfigError(f"{WHOLE!r} is the whole machine; name its parts 'cpu:0', 'cpu:1' and so on")
+    return _divided(given) if len(given) > 1 else given or {WHOLE: DeviceSettings()}
+
+
+def _by_node() -> dict[str, DeviceSettings]:
+    """Return a device for each node; what the pool may take of the machine is divided as its memory is."""
+    nodes = environment.numa_nodes()
+    if not nodes:
+        raise ConfigError("the kernel of this machine tells of no NUMA nodes")
+    reserve_bytes = _usual_reserve_bytes()
+    limit_bytes = environment.memory_bytes() - reserve_bytes
+    all_bytes = max(1, sum(node.memory_bytes for node in nodes.values()))
+    return {
+        f"numa:{number}": DeviceSettings(limit_bytes * node.memory_bytes // all_bytes, cores=node.cores)
+        for number, node in nodes.items()
+    }
+
+
+def _divided(given: Mapping[str, DeviceSettings]) -> dict[str, DeviceSettings]:
+    """Return devices that are parts of one machine: what is not said of one is an equal part of the whole."""
+    shares = _shares_of_cores(len(given))
+    made: dict[str, DeviceSettings] = {}
+    for (name, one), cores in zip(given.items(), shares, strict=True):
+        limit_bytes = environment.memory_bytes() - one.reserve_bytes
+        budget_bytes = one.budget_bytes or max(1, limit_bytes // len(given))
+        made[name] = replace(one, budget_bytes=budget_bytes, cores=one.cores or cores)
+    return made
+
+
+def _shares_of_cores(parts: int) -> Sequence[tuple[int, ...]]:
+    """Return cores of its own for each of so many parts; none where there are too few, or no core is anybody's."""
+    mine = environment.my_cores()
+    if len(mine) < parts or environment.cores_are_limited():
+        return [()] * parts
+    bounds = [len(mine) * part // parts for part in range(parts + 1)]
+    return [tuple(mine[first:last]) for first, last in itertools.pairwise(bounds)]
 
 
 def _read_device(name: Any, table: Any) -> DeviceSettings:
-    check_choice("the name of a device", name, DEVICES)
+    if not isinstance(name, str) or not NAMES.fullmatch(name):
+        raise ConfigError(f"the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, not {name!r}")
     where = f"devices.{name}"
     if isinstance(table, DeviceSettings):
         return table
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where} must be a mapping with budget and reserve, not {table!r}")
-    sizes_bytes: dict[str, int] = {}
+    values: dict[str, Any] = {}
     for key, value in cast("Mapping[Any, Any]", table).items():
-        check_choice(f"a key of {where}", key, ("budget", "reserve"))
-        sizes_bytes[f"{key}_bytes"] = read_size(f"{where}.{key}", value)
+        check_choice(f"a key of {where}", key, _KEYS)
+        if key in ("budget", "reserve"):
+            values[f"{key}_bytes"] = read_size(f"{where}.{key}", value)
+        else:
+            values[key] = _read_cores(where, value) if key == "cores" else value
     try:
-        return DeviceSettings(**sizes_bytes)
+        return DeviceSettings(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.message}") from error
+
+
+def _read_cores(where: str, value: Any) -> tuple[int, ...]:
+    is_list = isinstance(value, list | tuple)
+    if not is_list or not value or any(type(core) is not int for core in cast("list[Any]", value)):
+        raise ConfigError(f"{where}.cores must be a list of the numbers of cores, such as [0, 1], not {value!r}")
+    return tuple(dict.fromkeys(cast("list[int]", value)))

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import tempfile
 
-from .memory.machine import LinuxMachine
+from .memory.machine import LinuxMachine, NumaNode
 
 
 def my_cores() -> list[int]:
@@ -20,6 +20,16 @@ def my_cores() -> list[int]:
 def cores() -> int:
     """Return how many cores' worth of time this process may use: those above, or less where a group limits it."""
     return LinuxMachine().cores()
+
+
+def cores_are_limited() -> bool:
+    """Whether a group grants less time than all those cores have: then no cores are anybody's own."""
+    return cores() < len(my_cores())
+
+
+def numa_nodes() -> dict[int, NumaNode]:
+    """Return the nodes of this machine that have cores which this process may use, by number."""
+    return {number: node for number, node in LinuxMachine().numa_nodes().items() if node.cores}
 
 
 def memory_bytes() -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from ..protocol.errors import LoadFailed, PoolError
 from ..protocol.filling import Grant, Granter, Want
 from ..protocol.mapping import Mapping, map_region
-from ..protocol.messages import LoadModel
+from ..protocol.messages import ExpectModel, LoadModel
 from .control import ControlSocket
 from .model import Model
 from .sources import app_paths, example_of, plain_options
@@ -38,6 +38,7 @@ def hand_over(name: str, model: Model, control: ControlSocket, *, eager: bool) -
     try:
         frozen = freeze(_prepared(model))
         regions = _Mapping(control.granter())
+        control.tell(ExpectModel(name, list(model.devices), frozen.manifest.storage_bytes))
         with OpenFiles() as files:
             is_shared = model.sharing == "shared"
             numbers = fill(frozen.fillings(files), regions, share=is_shared, consume=False)

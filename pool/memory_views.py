@@ -28,6 +28,7 @@ class WeightsInfo(View):
     """One weight set: a version of a model, and where it lies.
 
     Attributes:
+        device: where it is.
         tier: ``memory``; ``disk``, once it was evicted; ``file``, if workers map its weights file; empty before it
             is loaded.
         size_bytes: its one copy.
@@ -44,6 +45,7 @@ class WeightsInfo(View):
     """
 
     model: str
+    device: str
     state: str
     tier: str
     size_bytes: int

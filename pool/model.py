@@ -14,8 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
-from ..protocol.limits import MAX_BATCH, MAX_REQUESTS_PER_CLIENT, MAX_SHARE, MAX_WAIT_MS, MAX_WORKERS
+from ..protocol.limits import (
+    MAX_BATCH,
+    MAX_DEVICES,
+    MAX_REQUESTS_PER_CLIENT,
+    MAX_SHARE,
+    MAX_WAIT_MS,
+    MAX_WORKERS,
+)
 from .checks import ConfigError, check_choice, check_count, check_flag, check_name, check_number
+from .devices import NAMES
 
 SourceKind = Literal["object", "factory", "import", "path"]
 
@@ -82,6 +90,10 @@ class Model:
         max_workers: how many workers may run it at once; 0: all. Requests of a session go to their worker anyhow.
         adaptive: let size and wait of batches follow what runs are measured to take, within ``max_batch`` and
             ``max_wait_ms``: smaller ones where a call gains nothing from company.
+        device: on which of the pool's devices it may be: one, or several; ``"auto"``: any. It goes where its
+            weights fit, to where there is most room.
+        replicas: on how many of those it shall be at once, each with a copy of the weights; a request goes to the
+            one with the least to do. An object that already exists can be on one.
         grad: run with autograd; otherwise every run is under ``torch.inference_mode``.
         warm: load the model when the pool starts, and thaw it once, before workers are forked: they share that
             memory too, and their first request waits for nothing. Unloading it takes a new set of workers.
@@ -117,6 +129,8 @@ class Model:
     min_workers: int = 0
     max_workers: int = 0
     adaptive: bool = True
+    device: str | Sequence[str] = "auto"
+    replicas: int = 1
     grad: bool = False
     warm: bool = False
     pin: bool = False
@@ -137,6 +151,7 @@ class Model:
         check_name("method", self.method)
         check_flag("pin", self.pin)
         self._check_scheduling()
+        self._check_devices()
         self._check_kind()
 
     def _check_scheduling(self) -> None:
@@ -156,6 +171,18 @@ class Model:
                 raise ConfigError(f"{key} must be the name of a public method of the model, not {hook!r}")
             if self.max_batch == 1:
                 raise ConfigError(f"{key} is for batches; with max_batch=1 every call runs alone")
+
+    def _check_devices(self) -> None:
+        """Refuse devices that no pool can have; which there are, the pool will tell."""
+        device = cast("Any", self.device)
+        names = list(device) if isinstance(device, list | tuple) and device else [device]
+        if device != "auto" and not all(isinstance(name, str) and NAMES.fullmatch(name) for name in names):
+            raise ConfigError(
+                f"device must be 'auto', the name of one, such as 'cpu:0', or a list of such; not {device!r}"
+            )
+        check_count("replicas", self.replicas, 1, len(self.devices) or MAX_DEVICES)
+        if self.replicas > 1 and self.kind == "object":
+            raise ConfigError("replicas are for models that a loader builds; this source is an object in memory")
 
     def _check_kind(self) -> None:
         """Refuse what makes no sense for this kind of source."""
@@ -182,6 +209,13 @@ class Model:
                 raise ConfigError(f"{key} is for paths; this source is {_SAID[kind]}")
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that it may be on; empty: any."""
+        if self.device == "auto":
+            return ()
+        return (self.device,) if isinstance(self.device, str) else tuple(self.device)
+
+    @property
     def kind(self) -> SourceKind:
         """How the model comes to be."""
         if isinstance(self.source, str):
@@ -202,9 +236,26 @@ class Model:
         for key in ("weights", "dtype", "task", "trusted", "pin"):
             if value := getattr(self, key):
                 options[key] = value
+        if self.devices:
+            options["devices"] = list(self.devices)
+        if self.replicas > 1:
+            options["replicas"] = self.replicas
+        if size_bytes := self._weights_file_bytes():
+            options["size_bytes"] = size_bytes
         if isinstance(self.prepare, str):
             options["prepare"] = self.prepare
         return options
+
+    def _weights_file_bytes(self) -> int:
+        """Return how large its weights are, as far as files tell; 0: they do not."""
+        path = self.weights or (self.source if self.kind == "path" else "")
+        if not path or self.dtype is not None:
+            return 0
+        folder = os.fspath(path)
+        files = [folder]
+        if os.path.isdir(folder):
+            files = [entry.path for entry in os.scandir(folder) if entry.name.endswith(".safetensors")]
+        return sum(os.path.getsize(file) for file in files if os.path.isfile(file))
 
 
 def full_source(text: str | os.PathLike[str], folder: str) -> str:

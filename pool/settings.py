@@ -25,7 +25,7 @@ class Settings:
     """What a supervisor is told when it starts.
 
     Args:
-        workers: how many worker processes, at most.
+        workers: how many worker processes, at most, on each device.
         least_workers: how many at least: more are forked while requests wait for one, and let go when they were
             idle for long; 0: there are always as many.
         slots: how many of them may run at once; default: the workers, at most the cores.
@@ -40,7 +40,7 @@ class Settings:
         mailbox_total_bytes: how much all clients together may have; default: an eighth of the budget, or of the
             memory that this machine or container has.
         listen: tcp endpoints on loopback, besides the ipc endpoint that is always there.
-        devices: by name, how much memory of each device the pool may take.
+        devices: by name, how much of each device the pool may take.
         max_private_bytes: a worker whose private memory grows beyond this is replaced between two requests; 0:
             none is.
 
@@ -68,22 +68,42 @@ class Settings:
         if self.adaptive is None:
             object.__setattr__(self, "adaptive", not self.slots)
         check_flag("adaptive", self.adaptive)
-        slots = self.slots or min(self.workers, environment.cores())
+        cores = max(1, environment.cores() // len(self.devices))
+        slots = self.slots or min(self.workers, cores)
         check_count("slots", slots, 1, MAX_WORKERS)
         object.__setattr__(self, "slots", min(slots, self.workers))
-        object.__setattr__(self, "threads", self.threads or max(1, environment.cores() // self.slots))
+        object.__setattr__(self, "threads", self.threads or max(1, cores // self.slots))
         check_count("threads", self.threads, 1, MAX_WORKERS)
         check_flag("pin", self.pin)
         check_count("slot_bytes", self.slot_bytes, 0, 1 << 48)
         check_name("name", self.name)
         check_count("mailbox_bytes", self.mailbox_bytes, 0, MAX_BUFFER_BYTES)
-        most_bytes = self.devices["cpu"].budget_bytes or environment.memory_bytes()
+        budgets_bytes = [device.budget_bytes for device in self.devices.values()]
+        most_bytes = sum(budgets_bytes) if all(budgets_bytes) else environment.memory_bytes()
         total_bytes = self.mailbox_total_bytes or most_bytes // 8
         object.__setattr__(self, "mailbox_total_bytes", total_bytes)
         check_count("mailbox_total_bytes", total_bytes, 1, 1 << 48)
         for endpoint in self.listen:
             check_listen(endpoint)
         check_count("max_private_bytes", self.max_private_bytes, 0, 1 << 48)
+
+    def on(self, device: str) -> Settings:
+        """Return what holds for one of the devices."""
+        own = self.devices[device]
+        workers = own.workers or self.workers
+        return dataclasses.replace(
+            self,
+            workers=workers,
+            least_workers=min(self.least_workers, workers),
+            slots=min(own.slots or self.slots, workers),
+            threads=own.threads or self.threads,
+            devices={device: own},
+        )
+
+    @property
+    def cores(self) -> list[int]:
+        """The cores that processes of this device may use, where it is one and has some of its own; else empty."""
+        return list(next(iter(self.devices.values())).cores) if len(self.devices) == 1 else []
 
     @property
     def seat_cores(self) -> list[list[int]]:
@@ -92,8 +112,8 @@ class Settings:
         Nor where a control group grants less time than all these cores have: it says how much, not where, and each
         container of a machine would take the same cores first.
         """
-        mine = environment.my_cores()
-        is_limited = environment.cores() < len(mine)
+        mine = self.cores or environment.my_cores()
+        is_limited = environment.cores_are_limited()
         if not self.pin or is_limited or self.slots * self.threads > len(mine):
             return []
         return [mine[seat * self.threads :][: self.threads] for seat in range(self.slots)]
@@ -108,24 +128,26 @@ class Settings:
         check_keys("the settings", values, cls)
         plain = dict(values)
         plain["listen"] = tuple(plain.get("listen", ()))
-        devices = {name: DeviceSettings(**one) for name, one in plain.get("devices", {}).items()}
+        devices = {name: DeviceSettings.from_wire(one) for name, one in plain.get("devices", {}).items()}
         plain["devices"] = read_devices(devices)
         return cls(**plain)
 
 
-def read_workers(value: Any) -> tuple[int, int]:
-    """Return how many workers there shall be at least, 0 for always as many, and at most.
+def read_workers(value: Any, devices: int = 1) -> tuple[int, int]:
+    """Return how many workers there shall be on each device at least, 0 for always as many, and at most.
 
     Args:
         value: a number; two, the least and the most; ``"auto"``: from one to the cores; None: the cores.
+        devices: how many there are, which have as many cores each.
 
     Raises:
         ConfigError: it is none of these.
     """
+    cores = max(1, environment.cores() // devices)
     if value is None:
-        return 0, environment.cores()
+        return 0, cores
     if value == "auto":
-        return 1, environment.cores()
+        return 1, cores
     if type(value) is int:
         return 0, value
     if isinstance(value, tuple | list):

@@ -30,7 +30,7 @@ def read_toml(path: str) -> tuple[Settings, dict[str, Model]]:
             document = tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers too long and of lists too deep to be read
         raise ConfigError(f"{path}: not TOML: {error}") from error
     try:
         return _from_document(document, os.path.dirname(os.path.abspath(path)))
@@ -46,21 +46,21 @@ def _from_document(document: dict[str, Any], folder: str) -> tuple[Settings, dic
         if key in document:
             document[f"{key}_bytes"] = read_size(key, document.pop(key))
     check_keys("the top level", document, Settings, also=("models", *_SIZES))
-    if not isinstance(document.get("listen", []), list):
-        raise ConfigError("listen must be a list of endpoints")
+    listen = document.get("listen", [])
+    if not isinstance(listen, list) or not all(isinstance(one, str) for one in cast("list[Any]", listen)):
+        raise ConfigError(f"listen must be a list of endpoints, such as ['tcp://127.0.0.1:5555'], not {listen!r}")
     workers = document.pop("workers", None)
     types_ = {
         "slots": int, "adaptive": bool, "threads": int, "pin": bool, "name": str, "listen": list,
         "slot_bytes": int, "mailbox_bytes": int, "mailbox_total_bytes": int, "max_private_bytes": int,
-        "devices": dict,
     }  # fmt: skip
-    _check_types("", document, types_)
+    _check_types("", {key: value for key, value in document.items() if key != "devices"}, types_)
     models: dict[str, Model] = {}
     for name, table in cast("dict[str, Any]", tables).items():
         models[check_name("model", name)] = _model_from_table(f"models.{name}", table, folder)
+    devices = document["devices"] = read_devices(document.get("devices", {}))
     if workers is not None:
-        document["least_workers"], document["workers"] = read_workers(workers)
-    document["devices"] = read_devices(document.get("devices", {}))
+        document["least_workers"], document["workers"] = read_workers(workers, len(devices))
     document["listen"] = tuple(document.get("listen", ()))
     return Settings(**document), models
 
@@ -77,9 +77,10 @@ def _model_from_table(where: str, table: Any, folder: str) -> Model:
         "prepare": str, "method": str, "residency": str, "sharing": str, "workspace": str,
         "on_overflow": str, "max_batch": int, "max_wait_ms": float, "collate": str, "split": str, "share": float,
         "max_queue": int, "min_workers": int, "max_workers": int, "adaptive": bool,
-        "grad": bool, "warm": bool, "pin": bool, "repoint": bool,
+        "grad": bool, "warm": bool, "pin": bool, "repoint": bool, "replicas": int,
     }  # fmt: skip
-    _check_types(f"{where}.", {key: value for key, value in values.items() if key != "example"}, types_)
+    checked = {key: value for key, value in values.items() if key not in ("example", "device")}
+    _check_types(f"{where}.", checked, types_)
     try:
         values["source"] = full_source(values["source"], folder)
         if "weights" in values:

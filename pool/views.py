@@ -46,9 +46,10 @@ class BatchInfo(View):
 
 @dataclass(frozen=True)
 class ModelInfo(View):
-    """One model.
+    """One model on one device.
 
     Attributes:
+        device: where it is.
         state: ``declared`` (loaded when needed), ``building``, ``adopting``, ``ready``, ``failed``; ``evicting``,
             ``evicted`` (out of memory until it is needed), ``returning``.
         weights_bytes: its one copy, in memory or not.
@@ -64,6 +65,7 @@ class ModelInfo(View):
     """
 
     name: str
+    device: str
     state: str
     source: str
     method: str
@@ -98,12 +100,14 @@ class WorkerInfo(View):
 
     Attributes:
         pid: 0 until it is forked.
+        device: whose models it runs.
         outstanding: requests that it holds.
         is_thawed: whether it has every warm model ready that it was given.
         models: those it was given.
     """
 
     pid: int
+    device: str
     state: str
     runs: int
     outstanding: int
@@ -117,6 +121,7 @@ class RingInfo(View):
 
     Attributes:
         name: ``device``, or what the models' ``workspace`` says.
+        device: where it is.
         slots: how many there are.
         size_bytes: how large each may become.
         allocated_bytes: what all of them take.
@@ -127,6 +132,7 @@ class RingInfo(View):
     """
 
     name: str
+    device: str
     slots: int
     size_bytes: int
     allocated_bytes: int
@@ -174,14 +180,16 @@ class Status(View):
     """The pool as a whole.
 
     Attributes:
-        slots: how many workers may run at once, at most.
+        slots: how many workers may run at once, at most, on all devices together.
         workers_note: why there are as many workers as there are.
         concurrency: how many may now.
         concurrency_note: why that is so.
         sessions: how many sessions workers have.
-        threads: threads that torch uses in one run.
+        threads: threads that torch uses in one run, unless a device has a number of its own.
         unanswered: requests accepted and not answered.
         retried: attempts that were repeated because a worker died.
+        zygote_pid: that of the first device.
+        zygotes: by device, the process that its workers are forked from; 0: none now.
         rings: the slots that runs take their memory from.
         mailboxes: the memory in which large arrays travel.
         fallbacks: what is done in a second-best way, and why.
@@ -202,6 +210,7 @@ class Status(View):
     unanswered: int
     retried: int
     zygote_pid: int
+    zygotes: dict[str, int]
     workers: tuple[WorkerInfo, ...]
     models: tuple[ModelInfo, ...]
     rings: tuple[RingInfo, ...]

@@ -82,6 +82,17 @@ class EvictModel(NamedTuple):
     name: str
 
 
+class ExpectModel(NamedTuple):
+    """Announce that a model will be handed over: regions that are needed or offered next are on its device.
+
+    It may be on any of ``devices``, or on any at all if there are none. Nothing answers it.
+    """
+
+    name: str
+    devices: list[str]
+    size_bytes: int
+
+
 class NeedMailbox(NamedTuple):
     """Ask for memory for the large arrays of this connection's requests and their results.
 

@@ -18,6 +18,8 @@ PACKER_BYTES: Final = 4096
 
 #: One header frame: fixed fields and the values of a request, arrays above `INLINE_ARRAY_BYTES` not counted.
 MAX_HEADER_BYTES: Final = 64 << 20
+#: What a header holds, lists inside of lists counted: each is an object in the memory of whoever receives it.
+MAX_HEADER_ITEMS: Final = 1 << 20
 #: The encoded value inside a header; what is left is for the other fields.
 MAX_BODY_BYTES: Final = MAX_HEADER_BYTES - 4096
 #: One frame that holds a large array.
@@ -60,3 +62,5 @@ MAX_WAIT_MS: Final = 60_000
 MAX_SHARE: Final = 1e6
 #: Workers of a pool. Each is a process: more are surely a mistake.
 MAX_WORKERS: Final = 1024
+#: ... and devices of one pool.
+MAX_DEVICES: Final = 64

@@ -54,6 +54,7 @@ from .control_messages import (
     Configure,
     Done,
     EvictModel,
+    ExpectModel,
     FollowLogs,
     LoadModel,
     LogLines,
@@ -200,7 +201,8 @@ Message: TypeAlias = (
     | Goodbye | Ping | Pong
     | Configure | Serving | Admit | Admitted | LoadModel | UnloadModel | StopPool | FollowLogs | LogLines
     | Done | Refused | NeedRegions | OfferFile | RegionsGranted | RegionsFilled | AttachModel | Attached
-    | MoreDescriptors | PinModel | EvictModel | NeedMailbox | MailboxGranted | ReturnMailbox
+    | MoreDescriptors | PinModel | EvictModel | ExpectModel | NeedMailbox | MailboxGranted
+    | ReturnMailbox
     | ForkChild | Adopt | ZygoteReady | Forked | Exited | Adopted
     | BuildModel | ModelBuilt | BuildFailed
     | Thaw | Thawed | ThawFailed | Forget | Forgot | MapSlot | UnmapSlot | MapMailbox | UnmapMailbox
@@ -215,7 +217,7 @@ NUMBERS: Final[dict[type[Message], int]] = {
     FollowLogs: 27, LogLines: 28, Done: 29, Refused: 30, NeedRegions: 31, OfferFile: 32, RegionsGranted: 33,
     RegionsFilled: 34, AttachModel: 35, Attached: 36, MoreDescriptors: 37,
     PinModel: 38, EvictModel: 39,
-    NeedMailbox: 50, MailboxGranted: 51, ReturnMailbox: 52,
+    NeedMailbox: 50, MailboxGranted: 51, ReturnMailbox: 52, ExpectModel: 53,
     ForkChild: 40, Adopt: 41, ZygoteReady: 42, Forked: 43, Exited: 44, Adopted: 45,
     BuildModel: 60, ModelBuilt: 63, BuildFailed: 64,
     Thaw: 70, Thawed: 71, ThawFailed: 72, Forget: 73, Forgot: 74, Run: 80, Ran: 81, Leave: 83,

@@ -1,4 +1,4 @@
-"""The pool's only brain: ``handle(event, now) -> instructions``. No input, no output, no clock.
+"""The only brain of a device: ``handle(event, now) -> instructions``. No input, no output, no clock.
 
 Rule 1: nothing but `Core.handle` changes state. Rule 2: every accepted request is answered exactly once, and
 only by its newest attempt. Rule 3: the cost of an event does not grow with workers, models or queues.
@@ -10,7 +10,9 @@ processes, attempts. This one tells them what happened.
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
 from ...protocol.errors import (
     InvalidRequest,
@@ -18,7 +20,7 @@ from ...protocol.errors import (
     RequestCancelled,
     SupervisorLost,
 )
-from ...protocol.messages import Leave, Refused
+from ...protocol.messages import Leave, Record, Refused
 from . import events
 from .admission import Admission
 from .attempts import Attempts
@@ -30,19 +32,41 @@ from .fleet import Fleet
 from .instructions import Finish, Instruction, SignalChild, ToCaller, ToChild
 from .intake import Intake
 from .ledger import NO_ALLOWANCE, Allowance, Ledger
-from .library import Library
+from .library import Departure, Library
 from .loading import Loading
 from .mailboxes import NO_BUDGET, Budget, Mailboxes
+from .numbers import Numbers
 from .pressure import Pressure
 from .regions import Regions
 from .requests import Requests
 from .schedule import Schedule
 from .sizing import Sizing
+from .weights import Model
 from .workspace import Workspace
 
 
+@dataclass(frozen=True)
+class Position:
+    """Which of a pool's devices a core is for.
+
+    Attributes:
+        name: what the device is called.
+        index: which one it is, from 0.
+        count: how many there are.
+        host: the core of the first, in whose memory mailboxes lie; None: this is it.
+    """
+
+    name: str = "cpu"
+    index: int = 0
+    count: int = 1
+    host: Core | None = None
+
+
+ALONE: Final = Position()
+
+
 class Core:
-    """The state of a pool.
+    """The state of a device of a pool, and of what runs there.
 
     Args:
         workers: how many worker processes there shall be, at most.
@@ -53,7 +77,13 @@ class Core:
         allowance: how much memory the pool may take.
         max_private_bytes: a worker that has more private memory is replaced between its runs; 0: however much.
         least_workers: how many there shall be at least; 0: always as many.
+        position: which of the pool's devices this is.
         is_adaptive: whether fewer workers than that may hold work, if that brings more done.
+
+    Attributes:
+        name: what the device is called.
+        elsewhere: called with a model that is being built, and for which there is no memory, and with the
+            refusal: whether another device will take it.
     """
 
     def __init__(
@@ -66,18 +96,23 @@ class Core:
         allowance: Allowance = NO_ALLOWANCE,
         max_private_bytes: int = 0,
         least_workers: int = 0,
+        position: Position = ALONE,
         *,
         is_adaptive: bool = False,
     ) -> None:
-        self._out: list[Instruction] = []
-        self.fleet = Fleet(workers, slots, self._out)
-        regions = Regions()
+        host, numbers = position.host, (position.index, position.count)
+        self.name = position.name
+        self.elsewhere: Callable[[Model, Record], bool] = lambda *_: False
+        self._out: list[Instruction] = host._out if host else []  # mailboxes are of all devices
+        self._libraries: list[Library] = host._libraries if host else []
+        self.fleet = Fleet(workers, slots, self._out, position.index, Numbers(*numbers))
+        regions = Regions(Numbers(*numbers))
         self.workspace = Workspace(slots, slot_bytes, regions, history or {}, self._out)
-        self.ledger = Ledger("cpu", allowance, regions, lambda: self.workspace.needed_bytes)
+        self.ledger = Ledger(self.name, allowance, regions, lambda: self.workspace.needed_bytes)
         self.admission = Admission(self.ledger, regions)
-        self.library = Library(self.fleet, regions, self.workspace, self.admission, self._out)
+        self.library = Library(self.fleet, regions, self.workspace, self.admission, self._out, self._libraries)
         self.requests = Requests()
-        self.mailboxes = Mailboxes(mailboxes, regions, self.ledger, self._out)
+        self.mailboxes = host.mailboxes if host else Mailboxes(mailboxes, regions, self.ledger, self._out)
         self.schedule = Schedule()
         self.attempts = Attempts(
             self.fleet, self.library, self.requests, self.schedule, self.workspace, self.mailboxes, self._out
@@ -87,7 +122,10 @@ class Core:
         self.eviction = Eviction(self.admission, self.library, self.schedule, self.dispatch.sessions, self._out)
         self.sizing = Sizing(least_workers or workers, self.fleet.workers, self.ledger)
         pressure = Pressure(self.ledger, self.fleet, max_private_bytes, self._out)
-        self.loading = Loading(self.library, self.admission, self.eviction, pressure, self.attempts, self._out)
+        self.loading = Loading(
+            self.library, self.admission, self.eviction, pressure, self.attempts,
+            lambda model, error: self.elsewhere(model, error), self._out,
+        )  # fmt: skip
         self.concurrency = Concurrency(slots, is_adaptive=is_adaptive)
         self._is_finished = False
         self._handlers = {
@@ -99,6 +137,7 @@ class Core:
             events.MailboxWanted: self._mailbox_wanted,
             events.MailboxReturned: self._mailbox_returned,
             events.ModelDeclared: self._model_declared,
+            events.ModelArrived: self._model_arrived,
             events.ModelRemoved: self._model_removed,
             events.ZygoteReady: self._zygote_ready,
             events.ZygoteDied: self._zygote_died,
@@ -145,9 +184,18 @@ class Core:
             self._tend(now)
         if self.stopping:
             self._go_on_stopping(now)
+        return self.flush()
+
+    def flush(self) -> list[Instruction]:
+        """Return what is to be done."""
         out = self._out[:]
         self._out.clear()
         return out
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self._is_finished
 
     @property
     def stopping(self) -> str:
@@ -192,6 +240,23 @@ class Core:
             return
         self.library.declare(event.caller, event.load)
         self._collect_ready(now)
+
+    def _model_arrived(self, event: events.ModelArrived, now: float) -> None:
+        model = self.library.arrive(event.departure)
+        for request in event.departure.requests:
+            self.requests.adopt(request)
+            model.unanswered += 1
+            self.schedule.add(model, request, now)
+        self.library.need(model.current)
+
+    def depart(self, model: Model) -> Departure:
+        """Let a model go that another device shall load, with all that waits for it."""
+        departure = self.library.depart(model)
+        for request in departure.requests:
+            model.queue.discard(request)
+        self.requests.let_go(departure.requests)
+        self.schedule.drop(model)
+        return departure
 
     def _model_removed(self, event: events.ModelRemoved, _now: float) -> None:
         self.library.remove(event.caller, event.name)

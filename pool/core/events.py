@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ...protocol.messages import LoadModel, Record, Submit, Used
 from ...protocol.messages import ModelBuilt as Built
 from .regions import FileIdentity, FillerKey, Tier
+
+if TYPE_CHECKING:
+    from .library import Departure
 
 #: Whatever the outside uses to address a client; the core only compares it.
 ClientKey: TypeAlias = Any
@@ -72,6 +75,26 @@ class ModelDeclared(NamedTuple):
     load: LoadModel
 
 
+class ModelExpected(NamedTuple):
+    """Somebody at the unix socket will hand over a model: what it asks for next is memory for that.
+
+    Attributes:
+        devices: those that it may be on; empty: any.
+        size_bytes: how large its weights are.
+    """
+
+    caller: CallerKey
+    name: str
+    devices: list[str]
+    size_bytes: int
+
+
+class ModelArrived(NamedTuple):
+    """A model comes from a device that has no room for it."""
+
+    departure: Departure
+
+
 class ModelRemoved(NamedTuple):
     """Someone asks for a model to be unloaded."""
 
@@ -108,15 +131,20 @@ class CallerLeft(NamedTuple):
 
 
 class ZygoteReady(NamedTuple):
-    """A zygote is up; children can be forked. ``without_slots`` tells why they cannot run in slots, if so."""
+    """A device's zygote is up; children can be forked.
+
+    ``without_slots`` tells why they cannot run in slots, if so.
+    """
 
     without_slots: str = ""
+    device: int = 0
 
 
 class ZygoteDied(NamedTuple):
-    """The zygote is gone; its children live on."""
+    """A device's zygote is gone; its children live on."""
 
     cause: str
+    device: int = 0
 
 
 class ModulesAdopted(NamedTuple):
@@ -125,6 +153,7 @@ class ModulesAdopted(NamedTuple):
     generation: int
     refused: dict[str, str]
     threads: int
+    device: int = 0
 
 
 class SetAdopted(NamedTuple):
@@ -134,6 +163,7 @@ class SetAdopted(NamedTuple):
     private_bytes: int
     opaque: dict[str, str]
     error: Record | None
+    device: int = 0
 
 
 class ChildForked(NamedTuple):
@@ -215,14 +245,15 @@ class MemoryAvailable(NamedTuple):
 
 
 class MemoryMeasured(NamedTuple):
-    """What the machine and the pool's processes take now, in bytes.
+    """What the machine and the pool's processes on a device take now, in bytes.
 
     Attributes:
         total_bytes: what the machine has, or the container may take.
         available_bytes: how much of it could be taken without anything being swapped out or killed.
         slots_bytes, mailboxes_bytes: the pages of all slots, and of all mailboxes.
         workers, loaders: private memory of each worker, and of each loader.
-        others_bytes: private memory of all other processes of the pool.
+        others_bytes: private memory of all other processes there.
+        device: which device.
     """
 
     total_bytes: int
@@ -232,6 +263,7 @@ class MemoryMeasured(NamedTuple):
     workers: dict[int, int]
     loaders: dict[int, int]
     others_bytes: int
+    device: int = 0
 
 
 class FileChanged(NamedTuple):
@@ -314,7 +346,8 @@ class TimePassed(NamedTuple):
 
 Event: TypeAlias = (
     ClientJoined | ClientLeft | Submitted | Cancelled | Continued | MailboxWanted | MailboxReturned
-    | ModelDeclared | ModelRemoved | ModelWanted | ModelPinned | ModelEvicted | CallerLeft
+    | ModelExpected | ModelDeclared | ModelArrived | ModelRemoved | ModelWanted | ModelPinned | ModelEvicted
+    | CallerLeft
     | ZygoteReady | ZygoteDied | ModulesAdopted | SetAdopted | ChildForked | ChildExited
     | RegionsNeeded | FileOffered | RegionsFilled | FillingFailed | RegionMade | RegionFailed | FileChanged
     | RegionsMoved | MemoryAvailable | MemoryMeasured

@@ -135,6 +135,10 @@ class Eviction:
         if self._ledger.free_bytes < 0:
             self._make_room(0, now)
 
+    def freeable_bytes(self) -> int:
+        """Return what would be free besides if everything left that may."""
+        return self._residents.freeable_bytes(but=None)
+
     def wake_at(self) -> float:
         """Return when `proceed` may have something to do that nothing else tells; infinity for never."""
         return self._look_at if self._admission else _NEVER

@@ -16,6 +16,7 @@ from typing import Final
 
 from ...protocol.messages import BuildModel, Leave
 from .instructions import ForkChild, Instruction, ReplaceZygote, Report, SignalChild, ToChild
+from .numbers import Numbers
 from .weights import WeightSet
 from .workers import Worker, Workers
 from .zygote import Zygote
@@ -42,15 +43,25 @@ class Fleet:
         wanted: how many workers there shall be.
         slots: how many of them may hold work at once.
         out: where instructions go.
+        device: which one this is.
+        numbers: the children's.
     """
 
-    def __init__(self, wanted: int, slots: int, out: list[Instruction]) -> None:
+    def __init__(
+        self,
+        wanted: int,
+        slots: int,
+        out: list[Instruction],
+        device: int = 0,
+        numbers: Numbers | None = None,
+    ) -> None:
         self.workers = Workers(wanted, slots)
-        self.zygote = Zygote(out)
+        self.zygote = Zygote(out, device)
         self.is_dismissing = False  # whether the children were told to go
         self.has_given_up = False  # whether some of them did not, not even when they were killed
         self._out = out
-        self._children = 0
+        self._device = device
+        self._numbers = numbers or Numbers()
         self._zygote_ready_at = _NEVER
         self._zygote_is_missing = False  # to be started when the pause is over
         self._pause_s = 0.0
@@ -97,7 +108,7 @@ class Fleet:
         self._zygote_is_missing = False
         self._zygote_ready_at = _NEVER
         if not self.is_dismissing:
-            self._out.append(ReplaceZygote())
+            self._out.append(ReplaceZygote(self._device))
 
     # --- children -------------------------------------------------------------------------------------------
 
@@ -108,8 +119,7 @@ class Fleet:
 
     def new_child(self) -> int:
         """Return a number that no child has had."""
-        self._children += 1
-        return self._children
+        return self._numbers.new()
 
     def never_forked(self) -> None:
         """A child never came into being: its zygote is gone, although its death may be told only later."""

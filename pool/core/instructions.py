@@ -35,7 +35,7 @@ class ToCaller(NamedTuple):
 
 
 class ForkChild(NamedTuple):
-    """Let the zygote fork a child."""
+    """Let the zygote of its device fork a child."""
 
     child: int
     role: str
@@ -116,14 +116,17 @@ class Remember(NamedTuple):
 
 
 class ToZygote(NamedTuple):
-    """Let the zygote import modules, or thaw a weight set; the fds of ``regions`` go along."""
+    """Let a device's zygote import modules, or thaw a weight set; the fds of ``regions`` go along."""
 
     message: Adopt | Thaw
     regions: tuple[int, ...] = ()
+    device: int = 0
 
 
 class ReplaceZygote(NamedTuple):
-    """End the zygote, if it lives, and start another."""
+    """End a device's zygote, if it lives, and start another."""
+
+    device: int = 0
 
 
 class Report(NamedTuple):

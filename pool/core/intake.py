@@ -64,6 +64,7 @@ class Intake:
         try:
             if self.closed:
                 raise SupervisorLost(self.closed)
+            self._requests.check_number(event.client, submit.request)
             model = self._library.find(submit.model)
             model.check_room(submit.calls or 1)
             if submit.places or submit.reply:

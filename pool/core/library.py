@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ...protocol.errors import InvalidRequest, ModelNotFound, PoolError
 from ...protocol.messages import BuildModel, Done, LoadModel, Message, ModelBuilt, Record, Refused
 from .admission import Admission
@@ -16,6 +18,15 @@ from .weights import Model, WeightSet
 from .workspace import Workspace
 
 
+class Departure(NamedTuple):
+    """A model that leaves for another device, before it was loaded, and what waits for it."""
+
+    load: LoadModel
+    waiting_for_load: list[CallerKey]
+    waiting_to_attach: list[CallerKey]
+    requests: list[Request]
+
+
 class Library:
     """Decides about models and weight sets; the core tells it what happened.
 
@@ -23,6 +34,7 @@ class Library:
         fleet: whom to ask for loaders and imports.
         regions, workspace, admission: what memory there is, and who waits for it.
         out: where instructions go.
+        all_libraries: those of all devices; this one is added.
     """
 
     def __init__(
@@ -32,8 +44,11 @@ class Library:
         workspace: Workspace,
         admission: Admission,
         out: list[Instruction],
+        all_libraries: list[Library],
     ) -> None:
         self.models: dict[str, Model] = {}
+        self._all_libraries = all_libraries
+        all_libraries.append(self)
         self.holdings = Holdings(regions, workspace, admission, out)
         self.warming = Warming(fleet, self.holdings, out)
         self._fleet = fleet
@@ -52,7 +67,8 @@ class Library:
         """
         model = self.models.get(name)
         if model is None or model.is_leaving:
-            known = ", ".join(sorted(one.name for one in self.models.values() if not one.is_leaving))
+            models = [one for library in self._all_libraries for one in library.models.values()]
+            known = ", ".join(sorted({one.name for one in models if not one.is_leaving}))
             raise ModelNotFound(f"no model {name!r} here; there are: {known or 'none'}")
         return model
 
@@ -107,6 +123,37 @@ class Library:
         model.current.unloaders = model.waiting_for_unload
         for version in versions:
             self._retire(version, Refused(unloaded.to_record()))
+
+    # --- to another device, and from one --------------------------------------------------------------------
+
+    def may_depart(self, model: Model) -> bool:
+        """Whether nothing of a model is here but what builds it."""
+        version = model.current
+        is_new = not version.evictions and version.life.state == "building" and version.loader in self._loaders
+        return is_new and model.successor is None and not model.is_leaving
+
+    def depart(self, model: Model) -> Departure:
+        """Let a model go that is being built, with all that waits for it; its requests are still this device's."""
+        version = model.current
+        del self._loaders[version.loader]
+        self.holdings.let_go(version.loader)
+        self._fleet.give_up_loader(version.loader)
+        departure = Departure(
+            version.load, version.waiting_for_load[:], version.waiting_to_attach[:], list(model.queue)
+        )
+        version.waiting_for_load.clear()
+        version.waiting_to_attach.clear()
+        del self.models[model.name]
+        self.holdings.retire(version, Done("it is on another device"))
+        return departure
+
+    def arrive(self, departure: Departure) -> Model:
+        """Take in a model that comes from another device."""
+        version = self.holdings.add(departure.load)
+        version.waiting_for_load += departure.waiting_for_load
+        version.waiting_to_attach += departure.waiting_to_attach
+        model = self.models[departure.load.name] = Model(departure.load.name, version)
+        return model
 
     # --- loading ------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ...protocol.errors import InvalidRequest
 from ...protocol.messages import Failed, Record, Refused
@@ -14,8 +14,9 @@ from .eviction import Eviction
 from .instructions import Instruction, SignalChild, ToCaller
 from .library import Library
 from .pressure import Pressure
+from .regions import FillerKey
 from .requests import Request
-from .weights import WeightSet
+from .weights import Model, WeightSet
 
 
 class Loading:
@@ -24,6 +25,7 @@ class Loading:
     Args:
         library, admission, eviction, pressure, attempts: what is loaded, who waits for memory, who leaves it,
             which workers take too much, and who answers requests.
+        elsewhere: whether another device takes a model for which there is no memory.
         out: where instructions go.
     """
 
@@ -34,6 +36,7 @@ class Loading:
         eviction: Eviction,
         pressure: Pressure,
         attempts: Attempts,
+        elsewhere: Callable[[Model, Record], bool],
         out: list[Instruction],
     ) -> None:
         self._library = library
@@ -41,6 +44,7 @@ class Loading:
         self._eviction = eviction
         self._pressure = pressure
         self._attempts = attempts
+        self._elsewhere = elsewhere
         self._out = out
 
     # --- filling --------------------------------------------------------------------------------------------
@@ -90,7 +94,7 @@ class Loading:
         for claim, error in self._eviction.proceed(now):
             if isinstance(claim, ReturnClaim):
                 self._cannot_return(claim.version, error)
-            else:
+            elif not self._goes_elsewhere(claim.filler, error):
                 self.filling_failed(events.FillingFailed(claim.filler, error), now)
         if not self._admission:
             self._library.resume_postponed()
@@ -105,6 +109,11 @@ class Loading:
         self._admission.ledger.measured(event)
         self._pressure.look(event, now)
         self._eviction.relieve(now)
+
+    def _goes_elsewhere(self, filler: FillerKey, error: Record) -> bool:
+        """Let another device load a model for which there is no memory here; true if there is one."""
+        model = self._library.models.get(self._library.loaded_by(filler))
+        return model is not None and self._library.may_depart(model) and self._elsewhere(model, error)
 
     def _cannot_return(self, version: WeightSet, error: Record) -> None:
         self._library.holdings.tell(version.waiting_to_attach, Refused(error))

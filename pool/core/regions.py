@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from ...protocol.errors import InvalidRequest
 from ...protocol.limits import MAX_FDS_AHEAD
 from ...protocol.states import Lifecycle
+from .numbers import Numbers
 
 #: Whoever fills regions: a loader by its number, or somebody at the unix socket.
 FillerKey: TypeAlias = Any
@@ -74,10 +75,13 @@ class RegionRecord:
 
 
 class Regions:
-    """All regions of a pool.
+    """All regions of a device.
 
     What is to be freed collects in `freed` until somebody takes it from there; so do, in `answers`, grants for
     those who waited.
+
+    Args:
+        numbers: theirs.
 
     Attributes:
         resident_bytes: the memory of those that are complete.
@@ -85,13 +89,13 @@ class Regions:
         returning_bytes: what of the memory of complete ones is being read back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Numbers | None = None) -> None:
         self.resident_bytes = 0
         self.filling_bytes = 0
         self.returning_bytes = 0
         self.freed: list[int] = []
         self.answers: list[tuple[FillerKey, list[RegionGrant]]] = []
-        self._numbers = 0
+        self._numbers = numbers or Numbers()
         self._by_number: dict[int, RegionRecord] = {}
         self._by_key: dict[tuple[Any, ...], RegionRecord] = {}
         self._held: dict[FillerKey, dict[int, RegionRecord]] = {}
@@ -271,8 +275,7 @@ class Regions:
 
     def new_number(self) -> int:
         """Return a number that no region has had."""
-        self._numbers += 1
-        return self._numbers
+        return self._numbers.new()
 
     def _make(self, filler: FillerKey, size_bytes: int, key: tuple[Any, ...] | None) -> RegionRecord:
         number = self.new_number()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...protocol.errors import InvalidRequest, PoolBusy, PoolError
@@ -128,13 +128,20 @@ class Requests:
             self._ended(request)
         return abandoned
 
+    def check_number(self, client: ClientKey, number: int) -> None:
+        """Look whether a client may give a request this number.
+
+        Raises:
+            InvalidRequest: nobody knows the client, or it waits for another request of this number.
+        """
+        if client not in self._clients:
+            raise InvalidRequest("say hello first")
+        if number in self._clients[client].requests:
+            raise InvalidRequest(f"request number {number} is in use")
+
     def accept(self, client: ClientKey, submit: Submit, buffers: list[Any], now: float) -> Request | PoolError:
-        """Return the new request, or why it is refused."""
-        book = self._clients.get(client)
-        if book is None:
-            return InvalidRequest("say hello first")
-        if submit.request in book.requests:
-            return InvalidRequest(f"request number {submit.request} is in use")
+        """Return the new request of a client that may give it its number, or why it is refused."""
+        book = self._clients[client]
         if complaint := _complaint(submit):
             return InvalidRequest(complaint)
         if len(book.requests) >= MAX_REQUESTS_PER_CLIENT:
@@ -145,14 +152,24 @@ class Requests:
                 f"{book.queued_bytes:,} bytes of this client's requests wait; with this one it would be more "
                 f"than {MAX_QUEUED_BYTES:,}: read answers first"
             )
-        book.requests[submit.request] = request
-        book.queued_bytes += request.size_bytes
-        self.unanswered += 1
-        if request.deadline != float("inf"):
-            self._serial += 1
-            self._timed += 1
-            heapq.heappush(self._deadlines, (request.deadline, self._serial, request))
+        self._enter(book, request)
         return request
+
+    def adopt(self, request: Request) -> None:
+        """Take in a request that another device has accepted, and let go."""
+        self._enter(self._clients[request.client], request)
+
+    def let_go(self, requests: Iterable[Request]) -> None:
+        """Forget requests that another device answers."""
+        gone = set(requests)
+        for request in gone:
+            book = self._clients[request.client]
+            del book.requests[request.submit.request]
+            book.queued_bytes -= request.size_bytes
+            self.unanswered -= 1
+            self._timed -= request.deadline != float("inf")
+        self._deadlines = [entry for entry in self._deadlines if entry[2] not in gone]
+        heapq.heapify(self._deadlines)
 
     def find(self, client: ClientKey, number: int) -> Request | None:
         """Return a client's unanswered request."""
@@ -188,6 +205,15 @@ class Requests:
         while self.next_deadline() <= now:
             late.append(heapq.heappop(self._deadlines)[2])
         return late
+
+    def _enter(self, book: _Client, request: Request) -> None:
+        book.requests[request.submit.request] = request
+        book.queued_bytes += request.size_bytes
+        self.unanswered += 1
+        if request.deadline != float("inf"):
+            self._serial += 1
+            self._timed += 1
+            heapq.heappush(self._deadlines, (request.deadline, self._serial, request))
 
     def _ended(self, request: Request) -> None:
         request.life.become("answered")

@@ -44,6 +44,10 @@ class Sessions:
         """Whether a worker has a session of a model."""
         return self._models[model] > 0
 
+    def has_session(self, model: str, session: str) -> bool:
+        """Whether a worker has this session."""
+        return (model, session) in self._workers
+
     def worker_of(self, request: Request) -> int:
         """Return the worker that has the request's session; 0 for none."""
         return self._workers.get((request.submit.model, request.submit.session), 0)

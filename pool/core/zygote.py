@@ -36,6 +36,7 @@ class Zygote:
 
     Args:
         out: where instructions go.
+        device: whose it is.
 
     Attributes:
         generation: the newest whose children have its modules.
@@ -44,12 +45,13 @@ class Zygote:
         is_ready: whether it is up.
     """
 
-    def __init__(self, out: list[Instruction]) -> None:
+    def __init__(self, out: list[Instruction], device: int = 0) -> None:
         self.generation = 0
         self.refused: dict[str, str] = {}
         self.has: dict[int, WeightSet] = {}
         self.is_ready = False
         self._out = out
+        self._device = device
         self._wanted: dict[int, WeightSet] = {}
         self._thawing: WeightSet | None = None
         self._thaw_until = _NEVER
@@ -117,7 +119,8 @@ class Zygote:
         if self.is_free and self._imported_generation < self._wanted_generation:
             self._in_flight = self._wanted_generation
             self._importing = list(self._wanted_modules)
-            self._out.append(ToZygote(Adopt(self._in_flight, list(self._importing), list(self._paths))))
+            order = Adopt(self._in_flight, list(self._importing), list(self._paths))
+            self._out.append(ToZygote(order, (), self._device))
 
     def adopted(self, refused: dict[str, str], threads: int) -> bool:
         """It has imported, or refused, what it was told to; false if it must never fork again."""
@@ -157,7 +160,7 @@ class Zygote:
         missing = next((one for number, one in self._wanted.items() if number not in self.has), None)
         if self.is_free and missing is not None:
             self._thawing, self._thaw_until = missing, now + MAX_THAW_S
-            self._out.append(ToZygote(thaw_order(missing, eager=True), missing.regions))
+            self._out.append(ToZygote(thaw_order(missing, eager=True), missing.regions, self._device))
 
     def thawed(self, *, has_failed: bool) -> WeightSet | None:
         """It is done with thawing; return what it has, or could not, which it shall do without.

@@ -130,9 +130,9 @@ def mounts(root: str = "/") -> list[Mount]:
     return found
 
 
-def fields(path: str) -> dict[str, int]:
-    """Return the numbers of a file whose lines are a name and a number."""
-    lines = (line.split() for line in read(path).splitlines())
+def fields(path: str, skip: int = 0) -> dict[str, int]:
+    """Return the numbers of a file whose lines are a name and a number, behind so many other words."""
+    lines = (line.split()[skip:] for line in read(path).splitlines())
     return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
 
 

@@ -10,9 +10,21 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from .cgroups import ControlGroups, fields
+from .cgroups import ControlGroups, fields, read
+
+
+class NumaNode(NamedTuple):
+    """Cores and the memory that is nearest to them.
+
+    Attributes:
+        cores: those that this process may use.
+        memory_bytes: how much memory it has, whoever may take it.
+    """
+
+    cores: tuple[int, ...]
+    memory_bytes: int
 
 
 class Machine(Protocol):
@@ -44,6 +56,7 @@ class LinuxMachine:
 
     def __init__(self, root: str = "/") -> None:
         self._meminfo = os.path.join(root, "proc/meminfo")
+        self._nodes = os.path.join(root, "sys/devices/system/node")
         self._groups = ControlGroups(root)
 
     def __repr__(self) -> str:
@@ -64,9 +77,30 @@ class LinuxMachine:
         quotas = (math.ceil(cores) for cores in self._groups.cores())
         return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
 
+    def numa_nodes(self) -> dict[int, NumaNode]:
+        """Return the nodes by number; none where the kernel tells of none."""
+        names = os.listdir(self._nodes) if os.path.isdir(self._nodes) else []
+        mine = os.sched_getaffinity(0)
+        nodes: dict[int, NumaNode] = {}
+        for number in sorted(int(name[4:]) for name in names if name.startswith("node") and name[4:].isdigit()):
+            folder = os.path.join(self._nodes, f"node{number}")
+            cores = tuple(sorted(mine & read_cores(read(os.path.join(folder, "cpulist")))))
+            kilobytes = fields(os.path.join(folder, "meminfo"), skip=2).get("MemTotal", 0)
+            nodes[number] = NumaNode(cores, kilobytes * 1024)
+        return nodes
+
     def physical_bytes(self) -> int:
         """Return how much memory the machine has, whoever may take it."""
         return fields(self._meminfo)["MemTotal"] * 1024
+
+
+def read_cores(text: str) -> set[int]:
+    """Return the cores of a kernel's list, such as ``0-3,8``."""
+    cores: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        cores.update(range(int(first), int(last or first) + 1))
+    return cores
 
 
 @dataclass

@@ -76,7 +76,7 @@ def made_plan(
     Args:
         found: what is known of the models.
         base: what the processes take without them.
-        limits: of the devices; supervisor and zygote count on the first.
+        limits: of the devices; the supervisor counts on the first.
         terms: how the pool is started.
         history: needs that earlier runs had.
         only: by model, the devices that it may be on.
@@ -183,8 +183,7 @@ def _placed(
 
 
 def _processes_bytes(base: Base, terms: Terms, models: int, *, is_first: bool) -> int:
-    others_bytes = base.supervisor_bytes + base.zygote_bytes if is_first else 0
-    return others_bytes + terms.workers * (base.worker_bytes + run_bytes(models))
+    return _others_bytes(base, is_first=is_first) + terms.workers * (base.worker_bytes + run_bytes(models))
 
 
 def _device(
@@ -198,7 +197,6 @@ def _device(
 ) -> PlannedDevice:
     weights = {key: size_bytes for one in models for key, size_bytes in _unique(one.parts).items()}
     inputs_bytes = max((one.inputs_bytes for one in models), default=0)
-    others_bytes = base.supervisor_bytes + base.zygote_bytes if is_first else 0
     return PlannedDevice(
         *limits,
         limit_bytes=limits.limit_bytes,
@@ -207,8 +205,13 @@ def _device(
         mailboxes_bytes=min(2 * terms.slots * inputs_bytes, terms.mailbox_bytes),
         workers_bytes=terms.workers * (base.worker_bytes + run_bytes(len(models)))
         + sum(_private_bytes(one, terms.workers) for one in models),
-        others_bytes=others_bytes + sum(map(_kept_bytes, models)),
+        others_bytes=_others_bytes(base, is_first=is_first) + sum(map(_kept_bytes, models)),
     )
+
+
+def _others_bytes(base: Base, *, is_first: bool) -> int:
+    """Return what a device's zygote takes, and on the first one the supervisor."""
+    return base.zygote_bytes + (base.supervisor_bytes if is_first else 0)
 
 
 def _slots_bytes(models: Sequence[Found], terms: Terms, needs: Mapping[str, _Need]) -> int:

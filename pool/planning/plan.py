@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from ...protocol.errors import SupervisorLost
 from .. import environment
 from ..checks import ConfigError, check_choice, read_size
 from ..client import Pool, _named
-from ..devices import DEVICES, DeviceSettings, read_devices
+from ..devices import BY_NODE, NAMES, DeviceSettings, read_devices
 from ..model import Model
 from ..settings import MAILBOX_BYTES, Settings
 from ..sources import app_paths
@@ -30,7 +30,7 @@ def plan(
     threads: int | None = None,
     slot: int | str = 0,
     mailbox: int | str = MAILBOX_BYTES,
-    devices: Mapping[str, Any] | None = None,
+    devices: Mapping[str, Any] | Literal["numa"] | None = None,
     only: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """Tell what models would take, and whether that fits, without loading them.
@@ -47,9 +47,8 @@ def plan(
         slot: how much memory each slot may take.
         mailbox: how much shared memory each client may use for large arrays.
         devices: as for `Pool`. Besides, any number of devices of other names may be given to see where models
-            would go, each with a ``budget``: ``{"cpu:0": {"budget": "2GiB"}, "cpu:1": {"budget": "4GiB"}}``.
-            A pool uses one, ``cpu``.
-        only: by model, the devices that it may be on.
+            would go on another machine, each with a ``budget``: ``{"a": {"budget": "2GiB"}, "b": …}``.
+        only: by model, the devices that it may be on, where its ``device`` does not say so.
 
     Raises:
         ConfigError: a setting or model cannot be.
@@ -69,7 +68,7 @@ def plan_for(
     settings: Settings,
     models: Mapping[str, Model],
     paths: Sequence[str],
-    devices: Mapping[str, Any] | None = None,
+    devices: Mapping[str, Any] | str | None = None,
     only: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """Return the plan for a pool of these settings; see `plan`.
@@ -82,16 +81,18 @@ def plan_for(
         only: by model, the devices that it may be on.
     """
     limits = _limits(settings.devices if devices is None else devices)
-    _check_only(only or {}, models, limits)
+    only = {name: one.devices for name, one in models.items() if one.devices} | dict(only or {})
+    _check_only(only, models, limits)
     found, base = rehearse(models, paths, workers=settings.workers, slots=settings.slots, threads=settings.threads)
     history = History(environment.history_path(), lambda *_: None, lambda _: None)
     terms = Terms(settings.workers, settings.slots, settings.slot_bytes, settings.mailbox_total_bytes)
-    made = made_plan(found, base, limits, terms, history=history.known, only=only or {})
+    made = made_plan(found, base, limits, terms, history=history.known, only=only)
     notes = list(made.notes)
     if history.complaint:
         notes.append(history.complaint)
-    if [one.name for one in limits] != list(DEVICES):
-        notes.append(f"a pool uses one device today, {DEVICES[0]}; this shows where models would go")
+    replicated = [name for name, one in models.items() if one.replicas > 1]
+    if replicated:
+        notes.append(f"of each model this plans one replica, although {', '.join(replicated)} shall have several")
     return dataclasses.replace(made, notes=notes)
 
 
@@ -116,8 +117,10 @@ def plan_file(path: str) -> Plan:
 def plan_like(pool: Pool, models: Any) -> Plan:
     """Return the plan for models in a pool like one that runs, with what those that it has already take."""
     status = pool.status()
-    settings = Settings(workers=len(status.workers), slots=status.slots, threads=status.threads)
-    devices = {one.name: DeviceSettings(one.budget_bytes, one.reserve_bytes) for one in pool.memory().devices}
+    count = len(status.zygotes)
+    settings = Settings(workers=len(status.workers) // count, slots=status.slots // count, threads=status.threads)
+    told = pool.memory().devices
+    devices = {one.name: DeviceSettings(one.budget_bytes, one.reserve_bytes) for one in told}
     return _beside(plan_for(settings, _named(models), app_paths(), devices), pool)
 
 
@@ -136,18 +139,18 @@ def _beside(made: Plan, pool: Pool) -> Plan:
     return dataclasses.replace(made, models=models)
 
 
-def _limits(devices: Mapping[str, Any]) -> list[Limits]:
+def _limits(devices: Mapping[str, Any] | str) -> list[Limits]:
     """Return what may be taken of each device.
 
     Raises:
         ConfigError: one cannot be.
     """
-    if set(devices) <= set(DEVICES):
+    if devices == BY_NODE or all(NAMES.fullmatch(str(name)) for name in devices):
         return [
             Limits(name, environment.memory_bytes(), one.budget_bytes, one.reserve_bytes)
             for name, one in read_devices(devices).items()
         ]
-    return [_limits_of(name, table) for name, table in devices.items()]
+    return [_limits_of(name, table) for name, table in cast("Mapping[str, Any]", devices).items()]
 
 
 def _limits_of(name: str, table: Any) -> Limits:

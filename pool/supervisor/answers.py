@@ -13,7 +13,9 @@ from ...protocol.values import encode
 from ..core.accounting import WeightsAccount, account_of
 from ..core.batching import Batching
 from ..core.core import Core
+from ..core.devices import Devices
 from ..core.weights import Model, WeightSet
+from ..core.workers import Worker
 from ..core.workspace import Ring
 from ..settings import Settings
 from .meter import Meter
@@ -32,14 +34,20 @@ class Answers:
     """Answers queries.
 
     Args:
-        core, settings, processes, shelf, mover: what is asked about.
+        devices, settings, processes, shelf, mover: what is asked about.
         meter: measures processes.
     """
 
     def __init__(
-        self, core: Core, settings: Settings, processes: Processes, shelf: Shelf, mover: Mover, meter: Meter
+        self,
+        devices: Devices,
+        settings: Settings,
+        processes: Processes,
+        shelf: Shelf,
+        mover: Mover,
+        meter: Meter,
     ) -> None:
-        self._core = core
+        self._devices = devices
         self._settings = settings
         self._processes = processes
         self._shelf = shelf
@@ -61,19 +69,19 @@ class Answers:
             then(InvalidRequest(f"unknown topic {topic!r}; known are models, memory and status"))
 
     def _models(self) -> list[dict[str, Any]]:
-        in_sessions = self._core.dispatch.sessions.waiting()
-        return [self._model(model, in_sessions[model.name]) for model in self._core.library.models.values()]
+        return [self._model(core, model) for core in self._devices.cores for model in core.library.models.values()]
 
-    def _model(self, model: Model, in_sessions: int) -> dict[str, Any]:
+    def _model(self, core: Core, model: Model) -> dict[str, Any]:
         version = model.current
         return {
             "name": model.name,
+            "device": core.name,
             "state": version.life.state,
             "source": version.load.source,
             "method": model.method,
-            "weights_bytes": account_of(self._core.library.holdings, version).size_bytes,
+            "weights_bytes": account_of(core.library.holdings, version).size_bytes,
             "workers": len(version.holders),
-            "queued": model.queue.calls + in_sessions,
+            "queued": model.queue.calls + core.dispatch.sessions.waiting()[model.name],
             "running": version.running,
             "answered": model.answered,
             "failed": model.failed,
@@ -85,46 +93,50 @@ class Answers:
         }
 
     def _status(self) -> dict[str, Any]:
-        fleet = self._core.fleet
+        cores = self._devices.cores
         return {
             "name": self._settings.name,
             "pid": os.getpid(),
             "uptime_s": time.monotonic() - self._started_at,
-            "is_stopping": bool(self._core.stopping),
-            "slots": self._settings.slots,
-            "workers_note": self._core.sizing.note,
-            "concurrency": self._core.concurrency.limit,
-            "concurrency_note": self._core.concurrency.note,
-            "sessions": len(self._core.dispatch.sessions),
+            "is_stopping": bool(self._devices.stopping),
+            "slots": sum(core.workspace.seats for core in cores),
+            "workers_note": self._of_each(lambda core: core.sizing.note),
+            "concurrency": sum(core.concurrency.limit for core in cores),
+            "concurrency_note": self._of_each(lambda core: core.concurrency.note),
+            "sessions": sum(len(core.dispatch.sessions) for core in cores),
             "threads": self._settings.threads,
-            "clients": self._core.requests.clients,
-            "unanswered": self._core.requests.unanswered,
-            "retried": self._core.attempts.retried,
-            "zygote_pid": self._processes.zygote_pid,
-            "workers": [
-                {
-                    "pid": worker.pid,
-                    "state": worker.life.state,
-                    "runs": worker.runs,
-                    "outstanding": len(worker.outstanding),
-                    "is_thawed": not worker.thawing,
-                    "models": sorted(
-                        self._core.library.holdings.sets[number].load.name
-                        for number in worker.holds
-                        if number in self._core.library.holdings.sets
-                    ),
-                }
-                for worker in fleet.workers
-            ],
+            "clients": self._devices.host.requests.clients,
+            "unanswered": self._devices.unanswered,
+            "retried": sum(core.attempts.retried for core in cores),
+            "zygote_pid": self._processes.zygotes[0].pid,
+            "zygotes": {core.name: one.pid for core, one in zip(cores, self._processes.zygotes, strict=True)},
+            "workers": [self._worker(core, worker) for core in cores for worker in core.fleet.workers],
             "models": self._models(),
-            "rings": [self._ring(ring) for ring in self._core.workspace.rings.values()],
+            "rings": [self._ring(core, ring) for core in cores for ring in core.workspace.rings.values()],
             "mailboxes": self._mailboxes(),
-            "fallbacks": self._fallbacks(),
+            "fallbacks": list(dict.fromkeys(text for core in cores for text in _fallbacks(core))),
             "notes": list(self.notes),
         }
 
+    def _of_each(self, note: Callable[[Core], str]) -> str:
+        """Return a note of the only device, or those of all with their names."""
+        cores = self._devices.cores
+        return note(cores[0]) if len(cores) == 1 else "; ".join(f"{core.name}: {note(core)}" for core in cores)
+
+    def _worker(self, core: Core, worker: Worker) -> dict[str, Any]:
+        sets = core.library.holdings.sets
+        return {
+            "pid": worker.pid,
+            "device": core.name,
+            "state": worker.life.state,
+            "runs": worker.runs,
+            "outstanding": len(worker.outstanding),
+            "is_thawed": not worker.thawing,
+            "models": sorted(sets[number].load.name for number in worker.holds if number in sets),
+        }
+
     def _mailboxes(self) -> dict[str, int]:
-        mailboxes = self._core.mailboxes
+        mailboxes = self._devices.host.mailboxes
         return {
             "clients": mailboxes.clients,
             "granted_bytes": mailboxes.granted_bytes,
@@ -133,14 +145,15 @@ class Answers:
             "inline": mailboxes.inline,
         }
 
-    def _ring(self, ring: Ring) -> dict[str, Any]:
-        sets, stateful = self._core.library.holdings.sets, self._core.workspace.stateful
+    def _ring(self, core: Core, ring: Ring) -> dict[str, Any]:
+        sets, stateful = core.library.holdings.sets, core.workspace.stateful
         needs: dict[str, int] = {}
         for number, need_bytes in ring.needs_bytes.items():
             name = sets[number].load.name
             needs[name] = max(need_bytes, needs.get(name, 0))
         return {
             "name": ring.name,
+            "device": core.name,
             "slots": len(ring.slots),
             "size_bytes": ring.size_bytes,
             "allocated_bytes": self._shelf.allocated_bytes([slot.region for slot in ring.slots.values()]),
@@ -150,44 +163,49 @@ class Answers:
             "stateful": sorted(sets[number].load.name for number in stateful & ring.needs_bytes.keys()),
         }
 
-    def _fallbacks(self) -> list[str]:
-        library = self._core.library
-        modules = list(self._core.fleet.zygote.refused.items())
-        models = [(library.holdings.sets[one].load.name, why) for one, why in library.warming.refused.items()]
-        without = self._core.workspace.without
-        slots = [("slots", f"runs take private memory: {without}")] if without else []
-        return [f"{name}: {reason}" for name, reason in modules + models + slots]
-
     def _memory(self, roles: dict[int, str], measured: dict[int, ProcessMemory]) -> dict[str, Any]:
-        holdings = self._core.library.holdings
-        accounts = [account_of(holdings, version) for version in holdings.sets.values()]
+        cores = self._devices.cores
+        accounts = [
+            (core, account_of(core.library.holdings, version))
+            for core in cores
+            for version in core.library.holdings.sets.values()
+        ]
         regions = self._shelf.allocated_bytes()
-        slots, mailboxes = self._shelf.allocated_bytes("slot"), self._shelf.allocated_bytes("mailbox")
-        weights = regions - slots - mailboxes
+        slots = self._shelf.allocated_bytes(self._shelf.used_as("slot"))
+        mailboxes = self._shelf.allocated_bytes(self._shelf.used_as("mailbox"))
+        rings = [ring for core in cores for ring in core.workspace.rings.values()]
+        device_of = self._devices_by_pid()
         processes = [
             {
                 "pid": pid,
                 "role": roles[pid],
                 "pss_bytes": one.pss,
                 "private_bytes": one.private,
-                "device": "cpu",
+                "device": device_of.get(pid, cores[0].name),
             }
             for pid, one in measured.items()
         ]
         return {
             "total_bytes": sum(one.pss for one in measured.values()) + regions,
-            "weights_bytes": weights,
-            "weights_bytes_unshared": sum(one.size_bytes * len(one.version.holders) for one in accounts),
-            "weights": [self._weights(one) for one in accounts],
+            "weights_bytes": regions - slots - mailboxes,
+            "weights_bytes_unshared": sum(one.size_bytes * len(one.version.holders) for _, one in accounts),
+            "weights": [_weights(core, one) for core, one in accounts],
             "slots_bytes": slots,
             "mailboxes_bytes": mailboxes,
-            "spilled_bytes": sum(ring.spilled_bytes for ring in self._core.workspace.rings.values()),
+            "spilled_bytes": sum(ring.spilled_bytes for ring in rings),
             "processes": processes,
-            "devices": [self._device()],
+            "devices": [self._device(index, core) for index, core in enumerate(cores)],
         }
 
-    def _device(self) -> dict[str, Any]:
-        ledger = self._core.ledger
+    def _devices_by_pid(self) -> dict[int, str]:
+        """Return the device of each zygote and child."""
+        cores = self._devices.cores
+        pids = {zygote.pid: core.name for core, zygote in zip(cores, self._processes.zygotes, strict=True)}
+        children = self._processes.children.values()
+        return pids | {child.pid: self._devices.core_of(child.number).name for child in children}
+
+    def _device(self, index: int, core: Core) -> dict[str, Any]:
+        ledger = core.ledger
         return {
             "name": ledger.name,
             "total_bytes": ledger.total_bytes,
@@ -198,39 +216,52 @@ class Answers:
             "used_bytes": ledger.used_bytes,
             "free_bytes": max(0, ledger.free_bytes),
             "accounts": ledger.accounts(),
-            "evicted_bytes": self._mover.evicted_bytes,
-            "disk_bytes": self._mover.disk_bytes,
+            "evicted_bytes": self._mover.evicted_bytes(lambda region: self._devices.index_of(region) == index),
+            "disk_bytes": self._mover.disk_bytes(lambda region: self._devices.index_of(region) == index),
         }
 
-    def _weights(self, account: WeightsAccount) -> dict[str, Any]:
-        version = account.version
-        model = self._core.library.models.get(version.load.name)
-        return {
-            "model": version.load.name,
-            "state": version.life.state,
-            "tier": self._tier(version),
-            "size_bytes": account.size_bytes,
-            "own_bytes": account.own_bytes,
-            "shared_with": account.shared_with,
-            "private_bytes": version.private_bytes,
-            "opaque": version.opaque,
-            "workers": len(version.holders),
-            "attached": len(version.attached),
-            "is_rebuilt": bool(version.recipe),
-            "is_pinned": model is not None and model.is_pinned,
-            "evictions": version.evictions,
-            "returns": version.returns,
-            "return_s": version.return_s,
-        }
 
-    def _tier(self, version: WeightSet) -> str:
-        """Return where a weight set lies; empty if it is not loaded."""
-        records = [self._core.library.holdings.regions[number] for number in version.regions]
-        if any(record.life.state in ("away", "returning") for record in records):
-            return "disk"
-        if any(record.is_file for record in records):
-            return "file"
-        return "memory" if records else ""
+def _fallbacks(core: Core) -> list[str]:
+    """Return what is done on a device in a second-best way, and why."""
+    library = core.library
+    modules = list(core.fleet.zygote.refused.items())
+    models = [(library.holdings.sets[one].load.name, why) for one, why in library.warming.refused.items()]
+    without = core.workspace.without
+    slots = [("slots", f"runs take private memory: {without}")] if without else []
+    return [f"{name}: {reason}" for name, reason in modules + models + slots]
+
+
+def _weights(core: Core, account: WeightsAccount) -> dict[str, Any]:
+    version = account.version
+    model = core.library.models.get(version.load.name)
+    return {
+        "model": version.load.name,
+        "device": core.name,
+        "state": version.life.state,
+        "tier": _tier(core, version),
+        "size_bytes": account.size_bytes,
+        "own_bytes": account.own_bytes,
+        "shared_with": account.shared_with,
+        "private_bytes": version.private_bytes,
+        "opaque": version.opaque,
+        "workers": len(version.holders),
+        "attached": len(version.attached),
+        "is_rebuilt": bool(version.recipe),
+        "is_pinned": model is not None and model.is_pinned,
+        "evictions": version.evictions,
+        "returns": version.returns,
+        "return_s": version.return_s,
+    }
+
+
+def _tier(core: Core, version: WeightSet) -> str:
+    """Return where a weight set lies; empty if it is not loaded."""
+    records = [core.library.holdings.regions[number] for number in version.regions]
+    if any(record.life.state in ("away", "returning") for record in records):
+        return "disk"
+    if any(record.is_file for record in records):
+        return "file"
+    return "memory" if records else ""
 
 
 def _batch(batching: Batching) -> dict[str, Any]:

@@ -31,6 +31,9 @@ FROM_CALLER: Final[_Table] = {
     messages.AttachModel: lambda caller, one, _: events.ModelWanted(caller, one.name),
     messages.NeedMailbox: lambda caller, one, _: events.MailboxWanted(caller, one.size_bytes),
     messages.ReturnMailbox: lambda caller, one, _: events.MailboxReturned(caller, one.mailbox),
+    messages.ExpectModel: lambda caller, one, _: events.ModelExpected(
+        caller, one.name, one.devices, one.size_bytes
+    ),
     messages.StopPool: lambda _, one, __: events.StopAsked(one.drain),
 }
 
@@ -50,12 +53,16 @@ FROM_CHILD: Final[_Table] = {
     ),
 }
 
-#: From the zygote.
+#: From the zygote of a device.
 FROM_ZYGOTE: Final[_Table] = {
-    messages.ZygoteReady: lambda _, one, __: events.ZygoteReady(one.without_slots),
-    messages.Adopted: lambda _, one, __: events.ModulesAdopted(one.generation, one.refused, one.threads),
-    messages.Thawed: lambda _, one, __: events.SetAdopted(one.weight_set, one.private_bytes, one.opaque, None),
-    messages.ThawFailed: lambda _, one, __: events.SetAdopted(one.weight_set, 0, {}, one.error),
+    messages.ZygoteReady: lambda device, one, _: events.ZygoteReady(one.without_slots, device),
+    messages.Adopted: lambda device, one, _: events.ModulesAdopted(
+        one.generation, one.refused, one.threads, device
+    ),
+    messages.Thawed: lambda device, one, _: events.SetAdopted(
+        one.weight_set, one.private_bytes, one.opaque, None, device
+    ),
+    messages.ThawFailed: lambda device, one, _: events.SetAdopted(one.weight_set, 0, {}, one.error, device),
 }
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from ..core import events
-from ..core.core import Core
+from ..core.devices import Devices
+from ..core.numbers import device_of
 from ..memory.machine import Machine
 from .background import Background
 from .processes import Processes
@@ -39,7 +40,7 @@ class Meter:
     """Measures on its own, and on request.
 
     Args:
-        core, processes, shelf: what is measured.
+        devices, processes, shelf: what is measured.
         machine: what they are on.
         reactor: its timer wakes the meter.
         feed: takes events for the core.
@@ -47,14 +48,14 @@ class Meter:
 
     def __init__(
         self,
-        core: Core,
+        devices: Devices,
         processes: Processes,
         shelf: Shelf,
         machine: Machine,
         reactor: Reactor,
         feed: Callable[[events.Event], None],
     ) -> None:
-        self._core = core
+        self._devices = devices
         self._processes = processes
         self._shelf = shelf
         self._machine = machine
@@ -87,8 +88,7 @@ class Meter:
     def roles(self) -> dict[int, str]:
         """Return what each process of the pool is, by its pid."""
         roles = {os.getpid(): "supervisor"}
-        if self._processes.zygote_pid:
-            roles[self._processes.zygote_pid] = "zygote"
+        roles |= {zygote.pid: "zygote" for zygote in self._processes.zygotes if zygote.pid}
         for child in self._processes.children.values():
             if child.pid:
                 roles[child.pid] = child.role
@@ -138,25 +138,37 @@ class Meter:
     def _measured(self, figures: _Figures) -> None:
         self._is_measuring = False
         self._tell(figures)
-        if self._core.requests.unanswered or "loader" in self.roles().values():
+        if self._devices.unanswered or "loader" in self.roles().values():
             self.touch()  # what runs may take memory without a word
 
     def _tell(self, figures: _Figures) -> None:
         roles = self.roles()  # some may have ended since
         self._processes_last = {pid: one for pid, one in figures.processes.items() if pid in roles}
+        for device in range(len(self._devices.cores)):
+            self._feed(self._measured_on(device, figures))
+
+    def _measured_on(self, device: int, figures: _Figures) -> events.MemoryMeasured:
+        """Return what is on a device; the supervisor's own memory, and all mailboxes, are on the first."""
+        devices = len(self._devices.cores)
         private = {pid: memory.private for pid, memory in self._processes_last.items()}
         by_role: dict[str, dict[int, int]] = {"worker": {}, "loader": {}}
+        others_bytes = private.get(self._processes.zygotes[device].pid, 0)
+        others_bytes += 0 if device else private.get(os.getpid(), 0)
         for child in self._processes.children.values():
-            if child.role in by_role and child.pid in private:
-                by_role[child.role][child.number] = private.pop(child.pid)
-        self._feed(
-            events.MemoryMeasured(
-                figures.total_bytes,
-                figures.available_bytes,
-                self._shelf.allocated_bytes("slot"),
-                self._shelf.allocated_bytes("mailbox"),
-                by_role["worker"],
-                by_role["loader"],
-                sum(private.values()),
-            )
+            if child.pid not in private or device_of(child.number, devices) != device:
+                continue
+            if child.role in by_role:
+                by_role[child.role][child.number] = private[child.pid]
+            else:
+                others_bytes += private[child.pid]
+        slots = [number for number in self._shelf.used_as("slot") if device_of(number, devices) == device]
+        return events.MemoryMeasured(
+            figures.total_bytes,
+            figures.available_bytes,
+            self._shelf.allocated_bytes(slots),
+            0 if device else self._shelf.allocated_bytes(self._shelf.used_as("mailbox")),
+            by_role["worker"],
+            by_role["loader"],
+            others_bytes,
+            device,
         )

@@ -104,15 +104,13 @@ class Mover:
         self._moves: dict[int, _Move] = {}
         self._is_noted = False
 
-    @property
-    def disk_bytes(self) -> int:
-        """What all files take, those too whose regions are in memory again."""
-        return sum(file.size_bytes for file in self._files.values())
+    def disk_bytes(self, is_meant: Callable[[int], bool]) -> int:
+        """Return what the files of some regions take, those too that are in memory again."""
+        return sum(file.size_bytes for number, file in self._files.items() if is_meant(number))
 
-    @property
-    def evicted_bytes(self) -> int:
-        """The size of the regions that are on the disk alone."""
-        return sum(file.size_bytes for number, file in self._files.items() if not self._shelf.has(number))
+    def evicted_bytes(self, is_meant: Callable[[int], bool]) -> int:
+        """Return the size of those of some regions that are on the disk alone."""
+        return self.disk_bytes(lambda number: is_meant(number) and not self._shelf.has(number))
 
     def move(self, one: MoveRegions) -> None:
         """Move regions; it is told as `RegionsMoved`. Files that are regions stay what they are."""

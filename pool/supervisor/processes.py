@@ -1,4 +1,4 @@
-"""The pool's processes: starting the zygote, giving children their sockets, noticing deaths.
+"""The pool's processes: a zygote for each device, giving children their sockets, noticing deaths.
 
 A child's death is made known once three things are done: the process is gone (its pidfd tells), everything
 that it had sent is handled, and the zygote has told the exit status, or is gone itself.
@@ -11,8 +11,6 @@ import mmap
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -20,14 +18,15 @@ from typing import Any, Final
 from ...protocol.channel import Channel, Delivery
 from ...protocol.errors import InvalidRequest
 from ...protocol.marks import LINE_BYTES, Marks
-from ...protocol.messages import ForkChild, Leave
-from .. import environment
+from ...protocol.messages import ForkChild
+from ..core.numbers import device_of
 from ..settings import Settings
 from .reactor import Reactor
+from .statuses import describe_status
+from .zygote import ZygoteProcess
 
 #: How long an exit status is waited for after the pidfd has told the death.
 _STATUS_S: Final = 1.0
-_ZYGOTE_EXIT_S: Final = 2.0
 
 
 class Child:
@@ -54,33 +53,36 @@ class Child:
 
 
 class Processes:
-    """The zygote and its children.
+    """The zygotes and their children.
 
     Args:
         reactor: whose epoll watches them.
-        settings: how many workers, and with how many threads.
+        settings: of each device: how many workers, and with how many threads.
         directory: the runtime folder, which the zygote removes if this process is killed.
         deliver: called with a child and what it sent.
         died: called with a child when it is gone: cause and the attempt it had begun.
-        printed: called with a child (None: the zygote) and what it wrote to stdout or stderr.
-        zygote_said, zygote_died: the same for the zygote.
+        printed: called with a child (None: the zygote), the device, and what was written to stdout or stderr.
+        zygote_said, zygote_died: called with the device, and what its zygote sent, or why it died.
+
+    Attributes:
+        children: by number.
+        zygotes: by device.
     """
 
     def __init__(
         self,
         reactor: Reactor,
-        settings: Settings,
+        settings: Sequence[Settings],
         directory: str,
         *,
         deliver: Callable[[Child, Delivery], None],
         died: Callable[[Child, str, int], None],
-        printed: Callable[[Child | None, bytes], None],
-        zygote_said: Callable[[Delivery], None],
-        zygote_died: Callable[[str], None],
+        printed: Callable[[Child | None, int, bytes], None],
+        zygote_said: Callable[[int, Delivery], None],
+        zygote_died: Callable[[int, str], None],
     ) -> None:
         self._reactor = reactor
         self._settings = settings
-        self._directory = directory
         self._deliver = deliver
         self._died = died
         self._printed = printed
@@ -88,98 +90,51 @@ class Processes:
         self._zygote_died = zygote_died
         self.children: dict[int, Child] = {}
         self._unflushed: dict[int, Child] = {}  # those with messages that will be sent together
-        self._zygote: subprocess.Popen[bytes] | None = None
-        self._zygote_channel: Channel | None = None
-        self._zygote_fds: list[int] = []
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
-        places = 2 * settings.workers + 64  # workers that are replaced live beside their successors
+        places = sum(
+            2 * one.workers + 64 for one in settings
+        )  # workers that are replaced live beside their successors
         self._marks_fd = os.memfd_create("onecopy-marks", os.MFD_CLOEXEC)
         os.ftruncate(self._marks_fd, places * LINE_BYTES)
         self._marks = mmap.mmap(self._marks_fd, places * LINE_BYTES)
         self._free_places = list(range(places - 1, -1, -1))
+        self.zygotes = [self._zygote_of_device(device, directory) for device in range(len(settings))]
 
-    # --- the zygote -----------------------------------------------------------------------------------------
+    # --- zygotes --------------------------------------------------------------------------------------------
 
-    @property
-    def zygote_pid(self) -> int:
-        """The zygote's process id, or 0."""
-        return self._zygote.pid if self._zygote else 0
+    def zygote_of(self, number: int) -> ZygoteProcess:
+        """Return the zygote that a child is forked from."""
+        return self.zygotes[device_of(number, len(self.zygotes))]
 
-    def start_zygote(self) -> None:
-        """Start a zygote; one that runs is ended first."""
-        if self._zygote is not None:
-            self._zygote.kill()
-            self._zygote_ended()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        output, output_write = os.pipe2(os.O_CLOEXEC)
-        command = [sys.executable, "-P", "-m", "onecopy.workers.zygote"]
-        arguments = [str(theirs.fileno()), str(self._life_read), self._directory]
-        self._zygote = subprocess.Popen(  # noqa: S603 - our own module
-            [*command, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output_write,
-            stderr=output_write,
-            pass_fds=(theirs.fileno(), self._life_read),
-            env=environment.zygote_environment(),
-            start_new_session=True,
+    def start_zygotes(self) -> None:
+        """Start a zygote for each device."""
+        for zygote in self.zygotes:
+            zygote.start()
+
+    def _zygote_of_device(self, device: int, directory: str) -> ZygoteProcess:
+        def died(cause: str) -> None:
+            self._zygote_died(device, cause)
+
+        return ZygoteProcess(
+            self._reactor,
+            directory,
+            self._life_read,
+            self._settings[device].cores,
+            said=lambda delivery: self._zygote_said(device, delivery),
+            printed=lambda data: self._printed(None, device, data),
+            ended=lambda: self._zygote_ended(device),
+            died=died,
         )
-        theirs.close()
-        os.close(output_write)
-        ours.setblocking(False)
-        os.set_blocking(output, False)
-        self._zygote_channel = Channel(ours)
-        pidfd = os.pidfd_open(self._zygote.pid)
-        self._zygote_fds = [pidfd, output]
-        self._reactor.watch(ours.fileno(), self._zygote_readable, self._zygote_channel.flush)
-        self._reactor.watch(output, lambda: self._read_output(None, output))
-        self._reactor.watch(pidfd, self._zygote_exited)
 
-    def tell_zygote(self, message: Any, fds: Sequence[int] = ()) -> None:
-        """Send the zygote a message; if it is just dying, its death will be told."""
-        if self._zygote_channel is not None:
-            with contextlib.suppress(OSError):
-                self._zygote_channel.send(message, fds=fds)
-                self._reactor.wants_to_write(self._zygote_channel)
-
-    def _zygote_readable(self, *, until_empty: bool = False) -> None:
-        channel, zygote = self._zygote_channel, self._zygote
-        assert channel is not None
-        assert zygote is not None
-        try:
-            for delivery in channel.arrived(until_empty=until_empty):
-                self._zygote_said(delivery)
-                if self._zygote_channel is not channel:  # it was replaced because of that
-                    return
-        except (OSError, ValueError):  # it died with orders unread, or whatever it was, it is no zygote any more
-            zygote.kill()
-        if channel.is_at_end:
-            self._reactor.forget(channel.fileno())
-
-    def _zygote_exited(self) -> None:
-        zygote = self._zygote
-        assert zygote is not None
-        self._zygote_readable(until_empty=True)
-        if self._zygote is not zygote:
-            return
-        zygote.wait()
-        cause = describe_status(_status_of(zygote))
-        self._zygote_ended()
-        self._zygote_died(cause)
-
-    def _zygote_ended(self) -> None:
-        """Let go of a zygote that is gone, and of the children that it never forked."""
-        assert self._zygote is not None
-        assert self._zygote_channel is not None
-        self._zygote.wait()
-        self._reactor.forget(self._zygote_channel.fileno())
-        self._zygote_channel.close()
-        self._read_output(None, self._zygote_fds[1])
-        for fd in self._zygote_fds:
-            self._reactor.forget(fd)
-            os.close(fd)
-        self._zygote, self._zygote_channel, self._zygote_fds = None, None, []
+    def _zygote_ended(self, device: int) -> None:
+        """Let go of the children that a zygote never forked, and of those whose end it has not told."""
+        own = self.zygotes[device]
         # A death that is told may have more children ordered from the zygote that is gone.
-        while orphans := [child for child in self.children.values() if child.pid == 0 or child.is_dead]:
+        while orphans := [
+            child
+            for child in self.children.values()
+            if (child.pid == 0 or child.is_dead) and self.zygote_of(child.number) is own
+        ]:
             for child in sorted(orphans, key=lambda one: one.pid):  # those first that never were
                 self._finish(child, child.cause or "unknown: the zygote died before it could tell")
 
@@ -198,8 +153,10 @@ class Processes:
         self.children[number] = child
         self._reactor.watch(ours.fileno(), lambda: self._readable(child), child.channel.flush)
         self._reactor.watch(output, lambda: self._read_output(child, output))
-        settings = {"threads": self._settings.threads, "index": index, "cores": self._settings.seat_cores}
-        self.tell_zygote(ForkChild(number, role, settings), (theirs.fileno(), output_write, self._marks_fd))
+        own = self._settings[device_of(number, len(self._settings))]
+        settings = {"threads": own.threads, "index": index, "cores": own.seat_cores}
+        order = ForkChild(number, role, settings)
+        self.zygote_of(number).tell(order, (theirs.fileno(), output_write, self._marks_fd))
         theirs.close()
         os.close(output_write)
 
@@ -277,7 +234,7 @@ class Processes:
             os.killpg(child.pid, signal.SIGKILL)  # what it started and left
         self._readable(child, until_empty=True)
         self._read_output(child, child.output_fd)
-        if child.cause or self._zygote is None:
+        if child.cause or not self.zygote_of(child.number).pid:
             self._finish(child, child.cause or "unknown")
         else:
             self._reactor.call_at(time.monotonic() + _STATUS_S, lambda: self._status_is_late(child))
@@ -302,7 +259,7 @@ class Processes:
         self._free_places.append(child.index)
         self._died(child, cause, begun)
 
-    def _read_output(self, child: Child | None, fd: int) -> None:
+    def _read_output(self, child: Child, fd: int) -> None:
         while True:
             try:
                 data = os.read(fd, 65536)
@@ -311,35 +268,13 @@ class Processes:
             if not data:
                 self._reactor.forget(fd)
                 return
-            self._printed(child, data)
+            self._printed(child, device_of(child.number, len(self.zygotes)), data)
 
     def close(self) -> None:
-        """End everything: the zygote first, then whoever is left of its children."""
-        if self._zygote is not None:
-            assert self._zygote_channel is not None
-            self._reactor.forget(self._zygote_channel.fileno())
-            self.tell_zygote(Leave())  # or it would take this for a death, and wait for the lock
-            self._zygote_channel.close()
-            try:
-                self._zygote.wait(_ZYGOTE_EXIT_S)
-            except subprocess.TimeoutExpired:
-                self._zygote.kill()
-                self._zygote.wait()
+        """End everything: the zygotes first, then whoever is left of its children."""
+        for zygote in self.zygotes:
+            zygote.close()
         for child in list(self.children.values()):
             self.signal(child.number, signal.SIGKILL)
         os.close(self._life_write)
         os.close(self._life_read)
-
-
-def describe_status(status: int) -> str:
-    """Return what a wait status means, such as ``SIGKILL`` or ``exit code 3``."""
-    if os.WIFSIGNALED(status):
-        with contextlib.suppress(ValueError):
-            return signal.Signals(os.WTERMSIG(status)).name
-        return f"signal {os.WTERMSIG(status)}"
-    return f"exit code {os.waitstatus_to_exitcode(status)}"
-
-
-def _status_of(process: subprocess.Popen[bytes]) -> int:
-    code = process.returncode
-    return -code if code < 0 else code << 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ...protocol.errors import InvalidRequest, LoadFailed, OutOfBudget
 from ...protocol.messages import RegionsGranted
@@ -179,11 +179,13 @@ class Shelf:
             self._files[number].fd if number in self._files else self._regions[number].fd for number in numbers
         ]
 
-    def allocated_bytes(self, which: str | Sequence[int] | None = None) -> int:
-        """Return how much memory regions take: all, those of one use, or these; files take none."""
+    def used_as(self, use: Literal["slot", "mailbox"]) -> list[int]:
+        """Return the regions of one use that is not weights."""
+        return [number for number, what in self._uses.items() if what == use]
+
+    def allocated_bytes(self, which: Sequence[int] | None = None) -> int:
+        """Return how much memory regions take: all, or these; files take none."""
         numbers = self._regions if which is None else which
-        if isinstance(numbers, str):
-            numbers = [number for number, use in self._uses.items() if use == numbers]
         found = [self._regions[number] for number in numbers if number in self._regions]
         return sum(self._store.allocated_bytes(region) for region in found)
 

@@ -19,9 +19,7 @@ from ...protocol.channel import Delivery
 from ...protocol.errors import InvalidRequest, PoolError
 from .. import environment
 from ..core import events, instructions
-from ..core.core import Core
-from ..core.ledger import Allowance
-from ..core.mailboxes import Budget
+from ..core.devices import Devices
 from ..memory.machine import LinuxMachine
 from ..memory.memfd import MemfdStore
 from ..memory.spill import SpillFolder
@@ -33,6 +31,7 @@ from .clients import Clients, Peer
 from .clients_unix import UnixServer
 from .clients_zmq import ZmqServer, ipc_endpoint
 from .control import Connection, ControlServer
+from .cores import make_cores
 from .history import History
 from .inbound import FROM_CALLER, FROM_CHILD, FROM_CLIENT, FROM_ZYGOTE, check_declared
 from .interrupts import Interrupts
@@ -92,30 +91,18 @@ class Supervisor:
         self._zmq_server = ZmqServer(self._clients, self._reactor)
         self._processes = Processes(
             self._reactor,
-            settings,
+            [settings.on(name) for name in settings.devices],
             directory.path,
             deliver=self._from_child,
             died=self._child_died,
             printed=self._child_printed,
             zygote_said=self._from_zygote,
-            zygote_died=lambda cause: self.feed(events.ZygoteDied(cause)),
+            zygote_died=lambda device, cause: self.feed(events.ZygoteDied(cause, device)),
         )
         self._interrupts = Interrupts(self._processes, self._reactor.call_at, self._note)
-        device = settings.devices["cpu"]
-        mailboxes = Budget(settings.mailbox_bytes, settings.mailbox_total_bytes)
-        self.core = Core(
-            settings.workers,
-            settings.slots,
-            self._history.known,
-            mailboxes,
-            settings.slot_bytes,
-            Allowance(machine.total_bytes(), device.budget_bytes, device.reserve_bytes),
-            settings.max_private_bytes,
-            settings.least_workers,
-            is_adaptive=bool(settings.adaptive),
-        )
-        self._meter = Meter(self.core, self._processes, self._shelf, machine, self._reactor, self.feed)
-        self._answers = Answers(self.core, settings, self._processes, self._shelf, self._mover, self._meter)
+        self.devices = Devices(make_cores(settings, machine.total_bytes(), self._history.known))
+        self._meter = Meter(self.devices, self._processes, self._shelf, machine, self._reactor, self.feed)
+        self._answers = Answers(self.devices, settings, self._processes, self._shelf, self._mover, self._meter)
         self._execute = self._hands()
         self._meter.start()
         if self._history.complaint:
@@ -132,11 +119,11 @@ class Supervisor:
         try:
             self._reactor.on_signals((signal.SIGTERM, signal.SIGINT), self._signalled)
             self._listen()
-            self._processes.start_zygote()
+            self._processes.start_zygotes()
             self._reactor.end_with(self._processes.flush)
             if owner is not None:
                 self._control.send(owner, messages.Serving(self._directory.path, os.getpid()))
-            self._reactor.run(self.core.wake_at, lambda: self.feed(events.TimePassed()))
+            self._reactor.run(self.devices.wake_at, lambda: self.feed(events.TimePassed()))
         finally:
             self._close()
 
@@ -157,7 +144,7 @@ class Supervisor:
         self._is_handling = True
         try:
             while self._events:
-                for instruction in self.core.handle(self._events.popleft(), time.monotonic()):
+                for instruction in self.devices.handle(self._events.popleft(), time.monotonic()):
                     self._execute[type(instruction)](instruction)
         finally:
             self._is_handling = False
@@ -180,10 +167,10 @@ class Supervisor:
             instructions.Remember: self._history.remember,
             instructions.FreeRegions: lambda one: self._free(one.regions),
             instructions.MoveRegions: self._mover.move,
-            instructions.ToZygote: lambda one: self._processes.tell_zygote(
+            instructions.ToZygote: lambda one: self._processes.zygotes[one.device].tell(
                 one.message, self._shelf.fds(one.regions)
             ),
-            instructions.ReplaceZygote: lambda _: self._processes.start_zygote(),
+            instructions.ReplaceZygote: lambda one: self._processes.zygotes[one.device].start(),
             instructions.Report: lambda one: self._note(one.text),
             instructions.Finish: lambda _: self._reactor.stop(),
         }
@@ -315,7 +302,7 @@ class Supervisor:
 
     # --- children -------------------------------------------------------------------------------------------
 
-    def _from_zygote(self, delivery: Delivery) -> None:
+    def _from_zygote(self, device: int, delivery: Delivery) -> None:
         message = delivery.message
         if isinstance(message, messages.Forked):
             if self._processes.forked(message.child, message.pid, delivery.fds.pop()):
@@ -323,7 +310,7 @@ class Supervisor:
         elif isinstance(message, messages.Exited):
             self._processes.exited(message.child, message.status)
         elif type(message) in FROM_ZYGOTE:
-            self.feed(FROM_ZYGOTE[type(message)](None, message, []))
+            self.feed(FROM_ZYGOTE[type(message)](device, message, []))
 
     def _from_child(self, child: Child, delivery: Delivery) -> None:
         message, number = delivery.message, child.number
@@ -331,7 +318,7 @@ class Supervisor:
             self._shelf.offer(number, message.path, delivery.fds)
         delivery.close_fds()  # no other message of a child has any
         if isinstance(message, messages.Ran):
-            child.ran_last = self.core.attempts.running_on(message.attempt)
+            child.ran_last = self._running_on(number, message.attempt)
         elif isinstance(message, messages.ThawFailed) and child.role == "worker":
             self._note(f"worker {child.pid} cannot thaw: {message.error.get('message', '')}")
         elif isinstance(message, messages.NeedRegions):
@@ -348,17 +335,21 @@ class Supervisor:
             cause = "; ".join([cause, *self._shelf.changed_files()])
         self.feed(events.ChildExited(child.number, cause, begun, was_forked=child.pid > 0))
 
-    def _child_printed(self, child: Child | None, data: bytes) -> None:
+    def _child_printed(self, child: Child | None, device: int, data: bytes) -> None:
         if child is None:
-            self._logs.printed(None, data, lambda: (self._processes.zygote_pid, "zygote", "", 0))
+            zygote = self._processes.zygotes[device]
+            self._logs.printed(("zygote", device), data, lambda: (zygote.pid, "zygote", "", 0))
         else:
             self._logs.printed(child.number, data, lambda: self._source(child))
 
     def _source(self, child: Child) -> tuple[int, str, str, int]:
         # What it wrote at the end of a run may be read after its answer was.
         begun = child.marks.begun
-        request, model = self.core.attempts.running_on(begun) if begun else child.ran_last
+        request, model = self._running_on(child.number, begun) if begun else child.ran_last
         return (child.pid, child.role, model, request)
+
+    def _running_on(self, child: int, attempt: int) -> tuple[int, str]:
+        return self.devices.core_of(child).attempts.running_on(attempt)
 
     def _to_child(self, one: instructions.ToChild) -> None:
         self._processes.send(one.child, one.message, one.buffers, self._shelf.fds(one.regions))

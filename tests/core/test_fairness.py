@@ -300,8 +300,9 @@ def test_a_model_at_its_most_goes_on_when_another_leaves_room_for_it():
     world.load("b")
     world.pass_time(3.0)
     each_s = AHEAD_S * 0.7
-    for name in "aabb":  # so that it is known what they take
-        world.submit(name, plan=RunPlan(each_s))
+    for names in ("a", "a", "bb", "bb"):  # so that it is known what they take, and both workers have "b"
+        for name in names:
+            world.submit(name, plan=RunPlan(each_s))
         world.pass_time(1.0)
     world.submit("b", plan=RunPlan(each_s))
     (worker,) = [one for one in world.core.fleet.workers if one.outstanding]

@@ -47,6 +47,7 @@ class World:
     Args:
         workers, slots, options: as in `Core`.
         habits: what user code does.
+        checked: what checks the core.
 
     Attributes:
         instructions, said: all that the core has wanted, and what of it are messages to children.
@@ -57,9 +58,10 @@ class World:
         workers: int = 1,
         slots: int = 0,
         habits: Habits | None = None,
+        checked: type[CheckedCore] = CheckedCore,
         **options: object,
     ) -> None:
-        self.checked = CheckedCore(workers, slots, **options)
+        self.checked = checked(workers, slots, **options)
         self.instructions: list[instructions.Instruction] = []
         self.core = self.checked.core
         self.habits = habits or Habits()

@@ -100,3 +100,14 @@ def test_four_kinds_of_models_share_a_memory_that_is_not_enough_for_all():
     assert facts["on_the_disk_bytes"] > 0
     assert rows["room for some"]["total_bytes"] <= facts["budget_bytes"]
     assert rows["room for some"]["weights_bytes"] < rows["room for all"]["weights_bytes"]
+
+
+def test_each_device_has_its_own_copies_and_its_own_work_memory():
+    _, facts = run("several_devices")
+    assert facts["equal_to_plain"]
+    assert facts["devices"]["both"] == ["cpu:0", "cpu:1"]
+    assert min(facts["both_answered"].values()) > 0
+    for device in ("cpu0", "cpu1"):
+        assert facts[f"{device}_largest_need_bytes"] < facts[f"{device}_sum_of_needs_bytes"]
+        assert facts[f"{device}_weights_bytes"] > 0
+    assert facts["larger_than_the_room_on_cpu0_went_to"] == "cpu:1"

@@ -41,9 +41,14 @@ def test_a_twentieth_of_the_memory_stays_free_and_at_most_a_gibibyte(machine, me
 @pytest.mark.parametrize(
     ("devices", "said"),
     [
-        ({"gpu": {}}, "the name of a device must be one of 'cpu', not 'gpu'"),
-        ({7: {}}, "the name of a device must be one of 'cpu', not 7"),
-        ({"cpu": {"budjet": 1}}, "a key of devices.cpu must be one of 'budget', 'reserve', not 'budjet'"),
+        ({"gpu": {}}, "the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, not 'gpu'"),
+        ({7: {}}, "the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, not 7"),
+        ({"cpu": {}, "cpu:0": {}}, "'cpu' is the whole machine; name its parts 'cpu:0', 'cpu:1' and so on"),
+        ({f"cpu:{index}": {} for index in range(65)}, "a pool may have 64 devices, not 65"),
+        ({"cpu": {"cores": [0, 99]}}, r"devices.cpu: cores \[99\] are not among those that this process may use"),
+        ({"cpu": {"cores": 3}}, "devices.cpu.cores must be a list of the numbers of cores, such as"),
+        ({"cpu": {"workers": -1}}, "devices.cpu: workers must be a whole number from 0"),
+        ({"cpu": {"budjet": 1}}, "a key of devices.cpu must be one of 'budget', 'reserve', .*, not 'budjet'"),
         ({"cpu": {"budget": "lots"}}, "devices.cpu.budget must be a number of bytes from 0, or a text such as"),
         ({"cpu": {"reserve": -1}}, "devices.cpu.reserve must be a number of bytes from 0"),
         ({"cpu": {"budget": 1 << 50}}, "devices.cpu: budget must be a whole number from 0"),
@@ -52,7 +57,7 @@ def test_a_twentieth_of_the_memory_stays_free_and_at_most_a_gibibyte(machine, me
             "devices.cpu: reserve must be less than the 10,737,418,240 bytes that this",
         ),
         ({"cpu": "2GiB"}, "devices.cpu must be a mapping with budget and reserve, not '2GiB'"),
-        ("cpu", "devices must be a mapping such as .* not 'cpu'"),
+        ("cpu", "devices must be 'numa' or a mapping such as .* not 'cpu'"),
     ],
 )
 @pytest.mark.usefixtures("machine")
@@ -94,9 +99,12 @@ def test_a_file_says_it_in_tables(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[devices.gpu]\nbudget = 1", "the name of a device must be one of 'cpu', not 'gpu'"),
+        (
+            "[devices.gpu]\nbudget = 1",
+            "the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, not 'gpu'",
+        ),
         ("[devices.cpu]\nbudget = 'x'", "devices.cpu.budget must be a number of bytes"),
-        ("devices = 3", "devices must be dict, not int: 3"),
+        ("devices = 3", "devices must be 'numa' or a mapping such as .*, not 3"),
         ("max_private = 'x'", "max_private must be a number of bytes"),
         ("[device.cpu]\nbudget = 1", "did you mean 'devices'"),
         ("[models.m]\nsource = 'a:b'\npin = 1", r"models\.m\.pin must be bool, not int: 1"),
@@ -121,10 +129,36 @@ def test_a_model_is_pinned_or_not():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"devices": {"cuda": {}}}, "the name of a device must be one of 'cpu', not 'cuda'"),
+        (
+            {"devices": {"cuda": {}}},
+            "the name of a device must be 'cpu', or .*, not 'cuda'",
+        ),
         ({"max_private": "much"}, "max_private must be a number of bytes from 0, or a text such as"),
     ],
 )
 def test_a_pool_that_cannot_be_is_not_started(options, said):
     with pytest.raises(ConfigError, match=said):
         Pool({"m": dict}, **options)
+
+
+def test_a_machine_that_is_divided_is_divided_evenly(machine):
+    devices = read_devices({"cpu:0": {}, "cpu:1": {"budget": "1GiB", "threads": 3}})
+    limit_bytes = 10 * GIB - GIB // 2
+    assert [one.budget_bytes for one in devices.values()] == [limit_bytes // 2, GIB]
+    assert [one.cores for one in devices.values()] == [(), ()], "a group grants less time than the cores have"
+    machine.core_count = 8
+    devices = read_devices({"cpu:0": {}, "cpu:1": {}, "cpu:2": {"cores": [7]}})
+    assert [one.cores for one in devices.values()] == [(0, 1), (2, 3, 4), (7,)]
+    assert read_devices(devices) == devices
+
+
+def test_each_device_has_settings_of_its_own(machine):
+    machine.core_count = 8
+    devices = read_devices({"cpu:0": {}, "cpu:1": {"workers": 1, "threads": 2}})
+    settings = Settings(workers=4, least_workers=2, devices=devices)
+    assert Settings.from_wire(settings.to_wire()) == settings
+    first, second = (settings.on(name) for name in devices)
+    assert (first.workers, first.least_workers, first.slots, first.threads) == (4, 2, 4, 1)
+    assert first.seat_cores == [[0], [1], [2], [3]]
+    assert (second.workers, second.least_workers, second.slots, second.threads) == (1, 1, 1, 2)
+    assert second.seat_cores == [[4, 5]]

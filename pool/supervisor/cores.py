@@ -1,0 +1,40 @@
+"""From settings to the cores of a pool's devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..core.core import Core, Position
+from ..core.ledger import Allowance
+from ..core.mailboxes import Budget
+from ..settings import Settings
+
+
+def make_cores(settings: Settings, total_bytes: int, history: Mapping[str, Mapping[str, int]]) -> list[Core]:
+    """Return a core for each device; the first is the host of the others.
+
+    Args:
+        settings: of the pool.
+        total_bytes: what the machine, or the container, has.
+        history: as for `Core`.
+    """
+    mailboxes = Budget(settings.mailbox_bytes, settings.mailbox_total_bytes)
+    cores: list[Core] = []
+    for index, (name, device) in enumerate(settings.devices.items()):
+        own = settings.on(name)
+        host = cores[0] if cores else None
+        cores.append(
+            Core(
+                own.workers,
+                own.slots,
+                history,
+                mailboxes,
+                own.slot_bytes,
+                Allowance(total_bytes, device.budget_bytes, device.reserve_bytes),
+                own.max_private_bytes,
+                own.least_workers,
+                Position(name, index, len(settings.devices), host),
+                is_adaptive=bool(own.adaptive),
+            )
+        )
+    return cores
