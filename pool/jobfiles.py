@@ -217,9 +217,12 @@ class JobOutput:
             for line in file:
                 if not _is_complete(line):
                     break
+                try:
+                    self.failed += b'"error": ' in line and "error" in json.loads(line)
+                except (ValueError, RecursionError):  # what a loss of power left only looks like a line
+                    break
                 end += len(line)
                 self.done += 1
-                self.failed += b'"error": ' in line and "error" in json.loads(line)
         os.ftruncate(self._fd, end)
         os.lseek(self._fd, end, os.SEEK_SET)
 
@@ -251,11 +254,14 @@ def _read_state(output: str) -> JobState:
             fields: dict[str, Any] = json.load(file)
         if fields.pop("format") != _FORMAT:
             raise PoolError(f"{path} was written by another version of onecopy")
-        return JobState(**fields)
+        state = JobState(**fields)
+        if [type(field) for field in state] != [int, str, str, str]:
+            raise TypeError("input_bytes must be a whole number, all else a text")
     except FileNotFoundError:
         raise InvalidRequest(f"{output} cannot be resumed: there is no {path} that tells its input") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidRequest(f"{output} cannot be resumed: {path} is broken ({error})") from None
+    return state
 
 
 def _write_state(output: str, state: JobState | None) -> None:

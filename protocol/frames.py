@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, cast
 import msgpack
 
 from .errors import InvalidRequest
+from .items import check_items
 from .limits import MAX_BUFFER_BYTES, MAX_BUFFERS, MAX_FDS, MAX_HEADER_BYTES, PACKER_BYTES, WIRE_VERSION
 from .mapping import MAP_NORESERVE
 from .messages import NUMBERS, Message, parse
@@ -28,6 +29,11 @@ from .tensors import Buffer
 
 _PREFIX: Final = struct.Struct("<BBHI")
 _SIZE: Final = struct.Struct("<Q")
+#: What msgpack raises for broken input: kinds of `ValueError`, and `TypeError` for what cannot be a key; and there
+#: may be no memory for lengths that are true. Anything else comes from elsewhere, from a signal handler say.
+_BROKEN: Final = (ValueError, TypeError, MemoryError)
+#: Headers above this have their items counted before they are unpacked; smaller ones cannot hold many.
+_COUNTED_BYTES: Final = 64 * 1024
 #: Buffers below this are read together with what surrounds them; above, straight into their own memory.
 _OWN_READ_BYTES: Final = 32 * 1024
 #: Buffers above this are mapped, not allocated: their pages are taken as bytes come, so that a peer that lies
@@ -57,9 +63,11 @@ def unpack_header(header: Buffer) -> Message:
     """
     if len(header) > MAX_HEADER_BYTES:
         raise InvalidRequest(f"a header of {len(header):,} bytes; at most {MAX_HEADER_BYTES:,}")
+    if len(header) > _COUNTED_BYTES:
+        check_items(header)
     try:
         fields = msgpack.unpackb(header, strict_map_key=False)
-    except Exception as error:  # msgpack raises many kinds for broken input
+    except _BROKEN as error:
         raise InvalidRequest(f"broken header: {type(error).__name__}: {error}") from error
     if type(fields) is not list or len(fields) < 2:
         raise InvalidRequest("broken header: not a list of version, number and fields")
@@ -112,6 +120,8 @@ def _checked_header(message: Message, fds: int) -> bytes:
     if fds > MAX_FDS or len(header) > MAX_HEADER_BYTES:
         what = f"{type(message).__name__} with {fds} fds and {len(header):,} header bytes"
         raise InvalidRequest(f"{what}: at most {MAX_FDS} and {MAX_HEADER_BYTES:,} can travel")
+    if len(header) > _COUNTED_BYTES:
+        check_items(header)
     return header
 
 

@@ -30,6 +30,9 @@ ARRAY: Final = 4
 #: Subclasses of these (an IntEnum, ``numpy.str_``) travel as what they are underneath.
 _PLAIN: Final = (bool, int, float, str, bytes, list)
 _TWO_DOUBLES: Final = struct.Struct("<dd")
+#: What msgpack and the libraries of arrays raise for broken input. Anything else comes from elsewhere, from a
+#: signal handler say, and is no fault of whoever sent it.
+_BROKEN: Final = (ValueError, TypeError, OverflowError, MemoryError, RuntimeError, struct.error)
 
 
 class Encoded(NamedTuple):
@@ -106,7 +109,7 @@ def decode(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
         return _Decoder(buffers).unpack(body, 0)
     except InvalidRequest:
         raise
-    except Exception as error:  # msgpack raises many kinds for broken input
+    except _BROKEN as error:
         raise InvalidRequest(f"broken value: {type(error).__name__}: {error}") from error
 
 
