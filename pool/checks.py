@@ -17,6 +17,8 @@ from ..protocol.limits import MAX_NAME_BYTES
 #: What may stand for a model or method on the wire and in a file.
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*")
 #: Sizes as people write them.
+#: More than any size has.
+_MOST_DIGITS: Final = 30
 _UNITS: Final = {
     "": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "ki": 1 << 10,
     "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
@@ -50,7 +52,7 @@ def read_size(what: str, value: int | str) -> int:
         ConfigError: it is neither a whole number from 0 nor such a text.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]i?)?B?", value) if isinstance(value, str) else None
-    if match is not None:
+    if match is not None and len(match[1]) <= _MOST_DIGITS:
         return int(float(match[1]) * _UNITS[match[2] or ""])
     if type(value) is not int or value < 0:
         raise ConfigError(f"{what} must be a number of bytes from 0, or a text such as '256MiB'; not {value!r}")

@@ -24,6 +24,7 @@ import sys
 from typing import Any, Final, NamedTuple, cast
 
 from ..protocol.errors import InvalidRequest
+from ..protocol.limits import MAX_DEPTH
 
 _KEYS: Final = ("id", "args", "kwargs")
 #: Inside of texts, where alone they can be: `str.splitlines` and others would cut a line at them.
@@ -130,18 +131,20 @@ class _Reader:
         self._folder = folder
         self.loaded_bytes = 0
 
-    def value(self, value: Any) -> Any:
+    def value(self, value: Any, depth: int = 0) -> Any:
+        if depth > MAX_DEPTH:
+            raise InvalidRequest(f"nested deeper than {MAX_DEPTH} lists and objects")
         if isinstance(value, list):
-            return [self.value(one) for one in cast("list[Any]", value)]
+            return [self.value(one, depth + 1) for one in cast("list[Any]", value)]
         if not isinstance(value, dict):
             return value
         fields = cast("dict[str, Any]", value)
         if not _is_form(fields):
-            return {key: self.value(one) for key, one in fields.items()}
+            return {key: self.value(one, depth + 1) for key, one in fields.items()}
         ((form, content),) = fields.items()
         if form == "npy":
             return self._npy(content)
-        return _tensor(self.value(content)) if form == "tensor" else _bytes(content)
+        return _tensor(self.value(content, depth + 1)) if form == "tensor" else _bytes(content)
 
     def _npy(self, path: Any) -> Any:
         if not isinstance(path, str):

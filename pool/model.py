@@ -94,6 +94,7 @@ class Model:
             weights fit, to where there is most room.
         replicas: on how many of those it shall be at once, each with a copy of the weights; a request goes to the
             one with the least to do. An object that already exists can be on one.
+        divide: where its weights fit on no device alone, divide them among several, by layers.
         grad: run with autograd; otherwise every run is under ``torch.inference_mode``.
         warm: load the model when the pool starts, and thaw it once, before workers are forked: they share that
             memory too, and their first request waits for nothing. Unloading it takes a new set of workers.
@@ -131,6 +132,7 @@ class Model:
     adaptive: bool = True
     device: str | Sequence[str] = "auto"
     replicas: int = 1
+    divide: bool = True
     grad: bool = False
     warm: bool = False
     pin: bool = False
@@ -150,6 +152,7 @@ class Model:
         check_name("workspace", self.workspace)
         check_name("method", self.method)
         check_flag("pin", self.pin)
+        check_flag("divide", self.divide)
         self._check_scheduling()
         self._check_devices()
         self._check_kind()
@@ -238,6 +241,8 @@ class Model:
                 options[key] = value
         if self.devices:
             options["devices"] = list(self.devices)
+        if not self.divide:
+            options["divide"] = False
         if self.replicas > 1:
             options["replicas"] = self.replicas
         if size_bytes := self._weights_file_bytes():

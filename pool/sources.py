@@ -10,6 +10,7 @@ from typing import Any, Final
 from ..protocol.errors import LoadFailed
 from ..protocol.messages import LoadModel
 from ..protocol.values import encode
+from .load_keys import load_key
 from .model import Model
 
 #: It travels in one message's header.
@@ -36,7 +37,8 @@ def load_by_name(name: str, model: Model, paths: list[str], *, eager: bool = Fal
     prepare = model.prepare
     pickled = b"" if prepare is None or isinstance(prepare, str) else _pickled(name, "prepare", prepare)
     example = example_of(name, model)
-    return LoadModel(name, model.kind, model.options, order, pickled, [], paths, [], eager, example)
+    options = _with_key(model, model.options)
+    return LoadModel(name, model.kind, options, order, pickled, [], paths, [], eager, example)
 
 
 def load_by_factory(name: str, model: Model, *, eager: bool) -> LoadModel:
@@ -48,7 +50,8 @@ def load_by_factory(name: str, model: Model, *, eager: bool) -> LoadModel:
     parts = (model.source, tuple(model.args), dict(model.kwargs), model.prepare)
     pickled = _pickled(name, "the factory", parts)
     example = example_of(name, model)
-    return LoadModel(name, "factory", plain_options(model), [], pickled, [], app_paths(), [], eager, example)
+    options = _with_key(model, plain_options(model))
+    return LoadModel(name, "factory", options, [], pickled, [], app_paths(), [], eager, example)
 
 
 def example_of(name: str, model: Model) -> list[Any]:
@@ -80,6 +83,12 @@ def plain_options(model: Model) -> dict[str, Any]:
     options = dict(model.options)
     options.pop("prepare", None)  # it has run, or travels with the factory
     return options
+
+
+def _with_key(model: Model, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options and, where there is one, what the load is known by."""
+    key = load_key(model)
+    return {**options, "load_key": key} if key else options
 
 
 def _pickled(name: str, what: str, parts: Any) -> bytes:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .memory_views import DeviceInfo, Memory, WeightsInfo
-from .views import ModelInfo, Status, size
+from .views import LOAD_WORDS, ModelInfo, Status, size
 
 #: Width where there is no terminal to fit: nothing is to be folded in a file or pipe.
 _WIDE: Final = 400
@@ -25,10 +25,10 @@ def show_status(status: Status) -> None:
         f"{status.slots} slots of {status.threads} threads"
     )
     workers = [
-        (str(one.pid), one.state, f"{one.runs:,}", str(one.outstanding), ", ".join(one.models))
+        (str(one.pid), one.device, one.state, f"{one.runs:,}", str(one.outstanding), ", ".join(one.models))
         for one in status.workers
     ]
-    table(["worker", "state", "runs>", "holds>", "models"], workers)
+    table(["worker", "device", "state", "runs>", "holds>", "models"], workers)
     show_models(status.models)
     for ring in status.rings:
         say(str(ring))
@@ -43,16 +43,39 @@ def show_models(models: Sequence[ModelInfo]) -> None:
     """Print the models, and under them why one could not be loaded."""
     rows = [
         (
-            one.name, one.state, one.method, size(one.weights_bytes), str(one.workers), f"{one.queued:,}",
-            str(one.running), f"{one.answered:,}", f"{one.failed:,}", _milliseconds(one.expected_s),
+            one.name, one.device, one.state, one.method, size(one.weights_bytes), str(one.workers),
+            f"{one.queued:,}", str(one.running), f"{one.answered:,}", f"{one.failed:,}",
+            _milliseconds(one.expected_s),
         )
         for one in models
     ]  # fmt: skip
-    columns = ["model", "state", "method", "weights>", "workers>", "queued>", "running>", "answered>", "failed>"]
-    table([*columns, "a run>"], rows)
+    columns = [
+        "model", "device", "state", "method", "weights>", "workers>", "queued>", "running>", "answered>",
+        "failed>", "a run>",
+    ]  # fmt: skip
+    table(columns, rows)
+    _show_loads(models)
     for one in models:
         if one.error:
             say(f"{one.name}: {one.error.get('message', '')}")
+
+
+def _show_loads(models: Sequence[ModelInfo]) -> None:
+    """Print what loads took, and in brackets what was predicted, as far as anything was."""
+    rows = [
+        (
+            one.name, one.device,
+            *(_beside(one.actual.figure(name), one.predicted.figure(name)) for name in LOAD_WORDS),
+        )
+        for one in models
+        if any(map(one.predicted.figure, LOAD_WORDS))
+    ]  # fmt: skip
+    if rows:
+        table(["took (predicted)", "device", *(f"{word}>" for word in LOAD_WORDS.values())], rows)
+
+
+def _beside(actual: str, predicted: str) -> str:
+    return f"{actual} ({predicted})".lstrip() if predicted else actual
 
 
 def show_memory(memory: Memory) -> None:
@@ -65,7 +88,7 @@ def show_memory(memory: Memory) -> None:
     columns = ["device", "used>", "of>", "free>", "reserve>", "used by", "evicted>", "on disk>"]
     table(columns, map(_device_row, memory.devices))
     columns = [
-        "model", "state", "lies in", "size>", "own>", "shared with", "private per worker>", "workers>",
+        "model", "device", "state", "lies in", "size>", "own>", "shared with", "private per worker>", "workers>",
         "attached>", "evicted>",
     ]  # fmt: skip
     table(columns, map(_weights_row, memory.weights))
@@ -92,9 +115,9 @@ def _device_row(one: DeviceInfo) -> Sequence[str]:
 def _weights_row(one: WeightsInfo) -> Sequence[str]:
     shared = ", ".join(f"{name} {size(size_bytes)}" for name, size_bytes in one.shared_with.items())
     return (
-        one.model, f"{one.state}, pinned" if one.is_pinned else one.state, one.tier, size(one.size_bytes),
-        size(one.own_bytes), shared, size(one.private_bytes), str(one.workers), str(one.attached),
-        str(one.evictions),
+        one.model, one.device, f"{one.state}, pinned" if one.is_pinned else one.state, one.tier,
+        size(one.size_bytes), size(one.own_bytes), shared, size(one.private_bytes), str(one.workers),
+        str(one.attached), str(one.evictions),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 
 class View:
@@ -45,6 +45,49 @@ class BatchInfo(View):
 
 
 @dataclass(frozen=True)
+class LoadInfo(View):
+    """What a load takes; None: not known.
+
+    Attributes:
+        weights_bytes: the memory of its one copy; a weights file that workers map takes none.
+        loader_bytes: the most private memory that its loader was measured to have.
+        load_s: from the start of the loader to the moment when workers could run it.
+        private_bytes: the most that a worker took besides when it thawed it.
+        need_bytes: the most that a run took of a slot.
+        return_s: how long its return from the disk took.
+    """
+
+    weights_bytes: int | None = None
+    loader_bytes: int | None = None
+    load_s: float | None = None
+    private_bytes: int | None = None
+    need_bytes: int | None = None
+    return_s: float | None = None
+
+    def figure(self, name: str) -> str:
+        """Return one of them for people; empty if it is not known."""
+        value = getattr(self, name)
+        if value is None:
+            return ""
+        return f"{value:.2f} s" if name.endswith("_s") else size(value)
+
+    def beside(self, predicted: LoadInfo) -> list[str]:
+        """Return what took how much, with what was predicted in brackets, where both are known."""
+        return [
+            f"{word} {self.figure(name)} ({predicted.figure(name)})"
+            for name, word in LOAD_WORDS.items()
+            if self.figure(name) and predicted.figure(name)
+        ]
+
+
+#: What the figures of a load are called.
+LOAD_WORDS: Final = {
+    "weights_bytes": "weights", "loader_bytes": "loader", "load_s": "load", "private_bytes": "each worker",
+    "need_bytes": "a run", "return_s": "return",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ModelInfo(View):
     """One model on one device.
 
@@ -62,6 +105,8 @@ class ModelInfo(View):
         worker_s: how much of the workers' time it has had.
         batch: its batches.
         error: why it could not be loaded.
+        predicted: what it was expected to take, as earlier loads of it have.
+        actual: what it took here.
     """
 
     name: str
@@ -80,18 +125,24 @@ class ModelInfo(View):
     worker_s: float
     batch: BatchInfo
     error: dict[str, Any] | None
+    predicted: LoadInfo = LoadInfo()
+    actual: LoadInfo = LoadInfo()
 
     @classmethod
     def from_wire(cls, values: Mapping[str, Any]) -> Self:
         """Return the view of what a supervisor told."""
-        return super().from_wire({**values, "batch": BatchInfo.from_wire(values["batch"])})
+        figures = {key: LoadInfo.from_wire(values.get(key, {})) for key in ("predicted", "actual")}
+        return super().from_wire({**values, **figures, "batch": BatchInfo.from_wire(values["batch"])})
 
     def __str__(self) -> str:
         text = (
             f"{self.name}: {self.state}, {size(self.weights_bytes)} in {self.workers} workers, "
             f"{self.queued} queued, {self.running} running, {self.answered} answered, {self.failed} failed"
         )
-        return f"{text}, {self.batch}" if self.batch.most > 1 else text
+        if self.batch.most > 1:
+            text = f"{text}, {self.batch}"
+        beside = ", ".join(self.actual.beside(self.predicted))
+        return f"{text}; took (predicted): {beside}" if beside else text
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ class EvictModel(NamedTuple):
 class ExpectModel(NamedTuple):
     """Announce that a model will be handed over: regions that are needed or offered next are on its device.
 
+    A loader that divides a model says so where each part of it goes.
+
     It may be on any of ``devices``, or on any at all if there are none. Nothing answers it.
     """
 

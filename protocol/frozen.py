@@ -113,6 +113,15 @@ class Frozen:
                 region.contents.append((entry.offset_bytes, content))
         return regions
 
+    def regions_by_address(self) -> dict[int, int]:
+        """Return, by the address of each storage in this process, the region that it belongs into.
+
+        Raises:
+            ValueError: the object was re-pointed already.
+        """
+        entries = self.manifest.storages
+        return {piece.address: at.region for piece, at in zip(self._held(), entries, strict=True)}
+
     def repoint(self, mappings: Sequence[Mapping]) -> int:
         """Point the original's tensors at the regions, so that the memory they had is released.
 

@@ -9,7 +9,7 @@ from typing import cast
 from .channel import Channel
 from .errors import InvalidRequest, SupervisorLost, from_record
 from .filling import Grant, GrantState, Want
-from .messages import NeedRegions, OfferFile, Refused, RegionsFilled, RegionsGranted
+from .messages import ExpectModel, NeedRegions, OfferFile, Refused, RegionsFilled, RegionsGranted
 
 
 class ChannelGranter:
@@ -26,6 +26,10 @@ class ChannelGranter:
         """Ask for regions; see `filling.Granter.need`."""
         self._channel.send(NeedRegions([list(want) for want in wants]))
         return self._granted()
+
+    def expect(self, name: str, device: str) -> None:
+        """Let what is asked for next, for a model, be on this device."""
+        self._channel.send(ExpectModel(name, [device], 0))
 
     def offer(self, path: str) -> int:
         """Make a file a region; see `filling.Granter.offer`."""

@@ -24,3 +24,17 @@ class Where(nn.Module):
 
     def cores(self) -> list[int]:
         return sorted(os.sched_getaffinity(0))
+
+
+class Deep(nn.Module):
+    """So many layers of a megabyte each; a run passes all of them."""
+
+    def __init__(self, layers: int = 8, width: int = 512) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return x

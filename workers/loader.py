@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..protocol.channel import Channel
 from ..protocol.errors import LoadFailed
-from ..protocol.filling import fill
+from ..protocol.filling import Filling, fill
 from ..protocol.granter import ChannelGranter
 from ..protocol.messages import BuildFailed, BuildModel, ModelBuilt
 from . import heap
+from .dividing import Division, divide, layers_of
 from .failure import record_of
 from .sources import build
+
+if TYPE_CHECKING:
+    from ..protocol.frozen import Frozen
 
 #: How far it steps back: a worker that wakes up gets the processor at once.
 _NICENESS: Final = 10
@@ -41,7 +45,7 @@ def main(channel: Channel) -> None:
 
 def _build(channel: Channel, order: BuildModel) -> ModelBuilt:
     from ..protocol.contents import OpenFiles
-    from ..protocol.frozen import FreezeError, Frozen, freeze
+    from ..protocol.frozen import FreezeError, freeze
     from .rebuilding import tensors_of
 
     model, notes = build(order)
@@ -58,14 +62,40 @@ def _build(channel: Channel, order: BuildModel) -> ModelBuilt:
         frozen, rebuild = freeze(tensors, stay_in_files=stay_in_files), True
     if stay_in_files and frozen.in_files_bytes < frozen.manifest.storage_bytes:
         notes = [*notes, _why_not_in_file(frozen.in_files_bytes, frozen.manifest.storage_bytes)]
+    division = _division(order, model, frozen)
     del model
+    if division is not None:
+        notes = [*notes, division.note]
     with OpenFiles() as files:
-        is_shared = order.options.get("sharing") != "private"
-        regions = fill(frozen.fillings(files), ChannelGranter(channel), share=is_shared, consume=True)
+        regions = _fill(order, frozen.fillings(files), ChannelGranter(channel), division)
         files.check_unchanged()
     return ModelBuilt(
         frozen.manifest.to_wire(), frozen.skeleton, list(frozen.modules), regions, rebuild, list(notes)
     )
+
+
+def _division(order: BuildModel, model: Any, frozen: Frozen) -> Division | None:
+    """Return which regions go to which device; None where all go to that which this loader belongs to."""
+    room = order.options.get("room")
+    if not room:
+        return None
+    return divide(order.name, layers_of(model, frozen), frozen.manifest.region_sizes_bytes, room)
+
+
+def _fill(
+    order: BuildModel, fillings: list[Filling | str], granter: ChannelGranter, division: Division | None
+) -> list[int]:
+    is_shared = order.options.get("sharing") != "private"
+    if division is None:
+        return fill(fillings, granter, share=is_shared, consume=True)
+    numbers = [0] * len(fillings)
+    for device in dict.fromkeys(division.devices):
+        granter.expect(order.name, device)
+        places = [place for place, one in enumerate(division.devices) if one == device]
+        filled = fill([fillings[place] for place in places], granter, share=is_shared, consume=True)
+        for place, number in zip(places, filled, strict=True):
+            numbers[place] = number
+    return numbers
 
 
 def _why_not_in_file(in_file_bytes: int, all_bytes: int) -> str:

@@ -58,15 +58,18 @@ class Admission:
     def __iter__(self) -> Iterator[Claim]:
         return iter(list(self._claims.values()))
 
-    def fits(self, needed_bytes: int) -> bool:
-        """Whether so much may be handed out now."""
-        return needed_bytes <= max(0, self.ledger.free_bytes)
+    def fits(self, claim: Claim) -> bool:
+        """Whether a claim may be met now; what takes nothing always may, unless that is only expected of it."""
+        return self.needs(claim) <= self.ledger.free_bytes or not self._needs(claim, as_measured=True)
 
     def needs(self, claim: Claim) -> int:
-        """Return how much memory a claim takes, besides what is taken for the same load already."""
+        """Return how much memory a claim takes, besides what counts for the same load already."""
+        return self._needs(claim, as_measured=False)
+
+    def _needs(self, claim: Claim, *, as_measured: bool) -> int:
         needed_bytes = claim.needed_bytes(self._regions)
         if isinstance(claim, FillClaim):
-            return self.ledger.growth_bytes(claim.filler, needed_bytes)
+            return self.ledger.growth_bytes(claim.filler, needed_bytes, as_measured=as_measured)
         return needed_bytes
 
     def first(self) -> Claim | None:

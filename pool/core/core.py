@@ -11,15 +11,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
 
-from ...protocol.errors import (
-    InvalidRequest,
-    LoadFailed,
-    RequestCancelled,
-    SupervisorLost,
-)
+from ...protocol.errors import InvalidRequest, LoadFailed, RequestCancelled, SupervisorLost
 from ...protocol.messages import Leave, Record, Refused
 from . import events
 from .admission import Admission
@@ -36,33 +29,16 @@ from .library import Departure, Library
 from .loading import Loading
 from .mailboxes import NO_BUDGET, Budget, Mailboxes
 from .numbers import Numbers
+from .position import ALONE, Position
+from .predictions import Predictions
 from .pressure import Pressure
 from .regions import Regions
 from .requests import Requests
 from .schedule import Schedule
+from .seen import Seen
 from .sizing import Sizing
 from .weights import Model
 from .workspace import Workspace
-
-
-@dataclass(frozen=True)
-class Position:
-    """Which of a pool's devices a core is for.
-
-    Attributes:
-        name: what the device is called.
-        index: which one it is, from 0.
-        count: how many there are.
-        host: the core of the first, in whose memory mailboxes lie; None: this is it.
-    """
-
-    name: str = "cpu"
-    index: int = 0
-    count: int = 1
-    host: Core | None = None
-
-
-ALONE: Final = Position()
 
 
 class Core:
@@ -78,6 +54,7 @@ class Core:
         max_private_bytes: a worker that has more private memory is replaced between its runs; 0: however much.
         least_workers: how many there shall be at least; 0: always as many.
         position: which of the pool's devices this is.
+        loads: what loads were seen to take, by their key; the first device's are those of all.
         is_adaptive: whether fewer workers than that may hold work, if that brings more done.
 
     Attributes:
@@ -98,6 +75,7 @@ class Core:
         least_workers: int = 0,
         position: Position = ALONE,
         *,
+        loads: Mapping[str, Seen] | None = None,
         is_adaptive: bool = False,
     ) -> None:
         host, numbers = position.host, (position.index, position.count)
@@ -105,12 +83,18 @@ class Core:
         self.elsewhere: Callable[[Model, Record], bool] = lambda *_: False
         self._out: list[Instruction] = host._out if host else []  # mailboxes are of all devices
         self._libraries: list[Library] = host._libraries if host else []
-        self.fleet = Fleet(workers, slots, self._out, position.index, Numbers(*numbers))
+        self.predictions = host.predictions if host else Predictions(loads or {}, self._out)
+        self.fleet = Fleet(
+            workers, slots, self._out, position.index, Numbers(*numbers),
+            lambda loader, private_bytes: self.loading.may_begin(loader, private_bytes),
+        )  # fmt: skip
         regions = Regions(Numbers(*numbers))
         self.workspace = Workspace(slots, slot_bytes, regions, history or {}, self._out)
         self.ledger = Ledger(self.name, allowance, regions, lambda: self.workspace.needed_bytes)
         self.admission = Admission(self.ledger, regions)
-        self.library = Library(self.fleet, regions, self.workspace, self.admission, self._out, self._libraries)
+        self.library = Library(
+            self.fleet, regions, self.workspace, self.admission, self.predictions, self._out, self._libraries
+        )
         self.requests = Requests()
         self.mailboxes = host.mailboxes if host else Mailboxes(mailboxes, regions, self.ledger, self._out)
         self.schedule = Schedule()
@@ -138,6 +122,7 @@ class Core:
             events.MailboxReturned: self._mailbox_returned,
             events.ModelDeclared: self._model_declared,
             events.ModelArrived: self._model_arrived,
+            events.PartReleased: lambda event, _: self.library.release_part(event.name),
             events.ModelRemoved: self._model_removed,
             events.ZygoteReady: self._zygote_ready,
             events.ZygoteDied: self._zygote_died,
@@ -176,6 +161,7 @@ class Core:
             return []
         self._handlers[type(event)](event, now)  # pyright: ignore[reportArgumentType] - the table pairs them
         self.loading.make_room(now)
+        self.fleet.fork_loaders()  # one may have waited for what is free by now
         if self.fleet.workers.are_outdated:  # whatever made them so, and before they are handed more
             self._tend(now)
         if not self.workspace.is_making:  # slots will be there in a moment, or it is known that they will not
@@ -283,6 +269,7 @@ class Core:
         """Let models run whose weight sets became ready."""
         for model in self.library.adopted():
             model.current.resident_since = now
+            self.library.loaded(model.current, now)
             self.workspace.join(model.current)
             self.schedule.note(model, now)
         self._tend(now)
@@ -294,9 +281,8 @@ class Core:
             self._tend(now)
             return
         worker.thawing.pop(event.weight_set, None)  # a failure is told again by each run
-        version = self.library.holdings.sets.get(event.weight_set)
-        if version is not None and event.error is None:
-            version.private_bytes, version.opaque = event.private_bytes, event.opaque
+        if event.error is None:
+            self.library.thawed(event.weight_set, event.private_bytes, event.opaque)
 
     def _set_forgotten(self, event: events.SetForgotten, _now: float) -> None:
         worker = self.fleet.workers.get(event.child)
@@ -319,8 +305,8 @@ class Core:
 
     def _slot_used(self, event: events.SlotUsed, _now: float) -> None:
         version = self.library.holdings.sets.get(event.used.weight_set)
-        if version is not None:
-            self.workspace.used(event.child, version, event.used)
+        if version is not None and (need_bytes := self.workspace.used(event.child, version, event.used)):
+            self.predictions.saw(version, Seen(need_bytes=need_bytes))
 
     # --- processes ------------------------------------------------------------------------------------------
 
@@ -338,12 +324,15 @@ class Core:
         self._collect_ready(now)
 
     def _set_adopted(self, event: events.SetAdopted, now: float) -> None:
-        self.library.warming.thawed(event.private_bytes, event.opaque, event.error)
+        self.library.warming.thawed(event.error)
+        if event.error is None:
+            self.library.thawed(event.weight_set, event.private_bytes, event.opaque)
         self._tend(now)
 
     def _child_forked(self, event: events.ChildForked, now: float) -> None:
         worker = self.fleet.workers.get(event.child)
         if worker is None:
+            self.library.loader_forked(event.child, now)
             return
         self.fleet.workers.started(worker, event.pid)
         self.ledger.worker_came(event.child)

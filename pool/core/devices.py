@@ -27,6 +27,7 @@ from .homes import Homes
 from .instructions import Finish, Instruction, ToCaller
 from .joint import Joints
 from .numbers import device_of
+from .parts import Parts
 from .weights import Model
 
 #: Kinds of events, by what tells whose they are.
@@ -34,7 +35,7 @@ _BY_DEVICE: Final = (
     events.ZygoteReady, events.ZygoteDied, events.ModulesAdopted, events.SetAdopted, events.MemoryMeasured,
 )  # fmt: skip
 _BY_CHILD: Final = (
-    events.ChildForked, events.ChildExited, events.ModelBuilt, events.BuildFailed, events.SetThawed,
+    events.ChildForked, events.ChildExited, events.BuildFailed, events.SetThawed,
     events.SetForgotten, events.SlotUsed, events.ItemYielded, events.AttemptEnded,
 )  # fmt: skip
 _BY_REGION: Final = (events.RegionMade, events.RegionFailed, events.FileChanged)
@@ -63,6 +64,7 @@ class Devices:
         self.cores = tuple(cores)
         self._homes = Homes(self.cores)
         self._joints = Joints()
+        self._parts = Parts(self.cores)
         self._arrivals: deque[tuple[Core, events.ModelArrived]] = deque()
         for core in self.cores:
             core.elsewhere = self._taker_of(core)
@@ -83,16 +85,24 @@ class Devices:
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take in what happened at ``now`` (seconds on any monotonic clock); return what is to be done."""
         kind = type(event)
-        if kind in self._routes:
+        if self._parts and isinstance(event, _BY_FILLER) and self._parts.is_guest(event.filler):
+            out = self._parts.handle(event, now)
+        elif kind in self._routes:
             out = self._handle(self._routes[kind](event), event, now)
+        elif isinstance(event, events.ModelBuilt):
+            out = self._parts.built(event, now)
         elif isinstance(event, events.ModelDeclared):
             out = self._declare(event, now)
         elif isinstance(event, _OF_ALL_THAT_HAVE_IT):
             out = self._of_homes(event, self._homes.of(event.name), now)
         else:
             assert isinstance(event, events.ModelExpected)
-            self._homes.expect(event)
+            self._expect(event)
             out = []
+        if self._parts:
+            if isinstance(event, events.ChildExited):
+                out += self._parts.ended(event.child, now)
+            out = self._parts.settle(out, now)
         while self._arrivals:
             core, arrival = self._arrivals.popleft()
             out += core.handle(arrival, now)
@@ -178,12 +188,20 @@ class Devices:
         joint = self._joints.open(event.caller, len(homes))
         return self._handle(homes, event._replace(caller=joint), now)
 
+    def _expect(self, event: events.ModelExpected) -> None:
+        if type(event.caller) is int:
+            self._parts.expect(event.caller, event.devices)
+        else:
+            self._homes.expect(event)
+
     def _taker_of(self, core: Core) -> Callable[[Model, Record], bool]:
         def take(model: Model, error: Record) -> bool:
-            other = self._homes.next_for(model, core, error)
-            if other is None:
+            if not self._homes.takes_elsewhere(model, core, error):
                 return False
-            self._arrivals.append((other, events.ModelArrived(core.depart(model))))
+            departure = core.depart(model)
+            other, options = self._homes.next_for(departure.load)  # now that what it had there is free
+            load = departure.load._replace(options=options)
+            self._arrivals.append((other, events.ModelArrived(departure._replace(load=load))))
             return True
 
         return take

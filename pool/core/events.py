@@ -95,6 +95,12 @@ class ModelArrived(NamedTuple):
     departure: Departure
 
 
+class PartReleased(NamedTuple):
+    """A model that is divided among devices is no more: what lies here of it is free."""
+
+    name: str
+
+
 class ModelRemoved(NamedTuple):
     """Someone asks for a model to be unloaded."""
 
@@ -346,7 +352,8 @@ class TimePassed(NamedTuple):
 
 Event: TypeAlias = (
     ClientJoined | ClientLeft | Submitted | Cancelled | Continued | MailboxWanted | MailboxReturned
-    | ModelExpected | ModelDeclared | ModelArrived | ModelRemoved | ModelWanted | ModelPinned | ModelEvicted
+    | ModelExpected | ModelDeclared | ModelArrived | PartReleased | ModelRemoved | ModelWanted | ModelPinned
+    | ModelEvicted
     | CallerLeft
     | ZygoteReady | ZygoteDied | ModulesAdopted | SetAdopted | ChildForked | ChildExited
     | RegionsNeeded | FileOffered | RegionsFilled | FillingFailed | RegionMade | RegionFailed | FileChanged

@@ -25,6 +25,7 @@ from .instructions import Instruction, MoveRegions, Report, ToCaller, ToChild
 from .library import Library
 from .residents import Residents
 from .schedule import Schedule
+from .seen import Seen
 from .sessions import Sessions
 from .weights import Model, WeightSet
 
@@ -121,11 +122,13 @@ class Eviction:
             needed_bytes = self._admission.needs(claim)
             if isinstance(claim, ReturnClaim) and self._is_leaving(claim.version):
                 break
-            if self._admission.fits(needed_bytes):
+            if self._admission.fits(claim):
                 self._grant(claim, now)
                 continue
             if self._make_room(needed_bytes, now) or self._waits_for_room(claim, needed_bytes):
                 break
+            if self._ledger.expect_no_more():  # it is only expected, and would keep out what is really there
+                continue
             if not self._put_back_another(claim):
                 refused.append(self._refuse(claim, needed_bytes))
         return refused
@@ -244,6 +247,7 @@ class Eviction:
         if event.error is None:
             for version in concerned & self._returning.keys():
                 version.return_s = event.seconds
+                self._library.predictions.saw(version, Seen(return_s=event.seconds))
             self._finish_returns(now)
             return []
         lost = concerned & self._returning.keys()

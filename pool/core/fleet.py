@@ -12,6 +12,7 @@ nothing starts must not spend its time on trying.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import Final
 
 from ...protocol.messages import BuildModel, Leave
@@ -45,6 +46,7 @@ class Fleet:
         out: where instructions go.
         device: which one this is.
         numbers: the children's.
+        may_begin: whether there is room for a loader that should take so much private memory.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Fleet:
         out: list[Instruction],
         device: int = 0,
         numbers: Numbers | None = None,
+        may_begin: Callable[[int, int], bool] = lambda *_: True,
     ) -> None:
         self.workers = Workers(wanted, slots)
         self.zygote = Zygote(out, device)
@@ -62,12 +65,13 @@ class Fleet:
         self._out = out
         self._device = device
         self._numbers = numbers or Numbers()
+        self._may_begin = may_begin
         self._zygote_ready_at = _NEVER
         self._zygote_is_missing = False  # to be started when the pause is over
         self._pause_s = 0.0
         self._resume_at = _NEVER  # when the pause is over; never: there is none
         self._loaders: set[int] = set()
-        self._waiting_loaders: dict[int, BuildModel] = {}
+        self._waiting_loaders: dict[int, tuple[BuildModel, int]] = {}
         self._dismissal_signals: list[int] = [signal.SIGTERM, signal.SIGKILL]
         self._next_signal_at = _NEVER
 
@@ -125,12 +129,16 @@ class Fleet:
         """A child never came into being: its zygote is gone, although its death may be told only later."""
         self.zygote.is_ready = False
 
-    def fork_loader(self, order: BuildModel) -> int:
-        """Have a loader forked that carries out this order; return its number."""
+    def fork_loader(self, order: BuildModel, private_bytes: int = 0) -> int:
+        """Have a loader forked that carries out this order, and should take so much; return its number."""
         child = self.new_child()
-        self._waiting_loaders[child] = order
-        self._fork_loaders()
+        self._waiting_loaders[child] = order, private_bytes
+        self.fork_loaders()
         return child
+
+    def is_to_fork(self, child: int) -> bool:
+        """Whether a loader is not forked yet."""
+        return child in self._waiting_loaders
 
     def give_up_loader(self, child: int) -> None:
         """Nobody wants any more what a loader builds."""
@@ -140,11 +148,11 @@ class Fleet:
     def loader_exited(self, child: int) -> None:
         """A loader is gone, or never came: another may be forked."""
         self._loaders.discard(child)
-        self._fork_loaders()
+        self.fork_loaders()
 
     def fill(self, now: float) -> None:
         """Fork loaders, import, fork workers that are missing, and go on replacing those that are outdated."""
-        self._fork_loaders()
+        self.fork_loaders()
         self.zygote.adopt()
         if self.can_fork and not self.is_pausing:
             for _ in range(self.workers.missing):
@@ -195,11 +203,14 @@ class Fleet:
         if self.can_fork and self.zygote.is_complete and not self.is_pausing and self.workers.needs_successor:
             self._fork_worker(now)
 
-    def _fork_loaders(self) -> None:
+    def fork_loaders(self) -> None:
+        """Fork the loaders that wait for it, as far as they may begin."""
         # Never behind an import, which may leave a thread: the zygote would fork with it before it is replaced.
-        while self.can_fork and self._waiting_loaders and len(self._loaders) < MAX_LOADERS:
-            child = next(iter(self._waiting_loaders))
-            order = self._waiting_loaders.pop(child)
+        while self._waiting_loaders and self.can_fork and len(self._loaders) < MAX_LOADERS:
+            child, (order, private_bytes) = next(iter(self._waiting_loaders.items()))
+            if not self._may_begin(child, private_bytes):
+                return
+            del self._waiting_loaders[child]
             self._loaders.add(child)
             self._out.append(ForkChild(child, "loader"))
             self._out.append(ToChild(child, order, [], ()))

@@ -10,6 +10,7 @@ from ...protocol.messages import Attached, Done, Forget, LoadModel, Message, Ref
 from .admission import Admission
 from .events import CallerKey
 from .instructions import FreeRegions, GrantRegions, Instruction, Report, ToCaller, ToChild
+from .predictions import Predictions
 from .regions import FileIdentity, FillerKey, Regions
 from .weights import MAX_THAW_DEATHS, WeightSet
 from .workers import Worker
@@ -22,6 +23,7 @@ class Holdings:
     Args:
         workspace: who is told when a weight set is gone.
         admission: who waits for memory.
+        predictions: what loads should take.
         out: where instructions go.
 
     Attributes:
@@ -29,13 +31,19 @@ class Holdings:
     """
 
     def __init__(
-        self, regions: Regions, workspace: Workspace, admission: Admission, out: list[Instruction]
+        self,
+        regions: Regions,
+        workspace: Workspace,
+        admission: Admission,
+        predictions: Predictions,
+        out: list[Instruction],
     ) -> None:
         self.sets: dict[int, WeightSet] = {}
         self.regions = regions
         self.unmapped: list[WeightSet] = []
         self._workspace = workspace
         self._admission = admission
+        self._predictions = predictions
         self._out = out
         self._numbers = 0
 
@@ -47,6 +55,7 @@ class Holdings:
         """
         number = self._numbers + 1
         version = WeightSet(number, load)
+        version.expected = self._predictions.of(load)
         self.regions.use(filler, number, load.regions)
         self._numbers = number
         self.sets[number] = version
@@ -91,7 +100,7 @@ class Holdings:
         version.holders.add(worker.child)
         if eager:
             worker.thawing[version.number] = None
-        self._out.append(ToChild(worker.child, thaw_order(version, eager=eager), [], version.regions))
+        self._out.append(ToChild(worker.child, thaw_order(version, eager=eager), [], version.layout))
 
     def forgot(self, worker: Worker, number: int) -> None:
         """A worker has unmapped a weight set."""
@@ -144,7 +153,7 @@ class Holdings:
             version.attached.add(caller)
             load = version.load
             message = Attached(load.options, version.manifest, version.skeleton, load.paths)
-            self._out.append(ToCaller(caller, message, version.regions))
+            self._out.append(ToCaller(caller, message, version.layout))
         version.waiting_to_attach.clear()
 
     def caller_left(self, caller: CallerKey) -> None:
@@ -199,7 +208,7 @@ class Holdings:
         del self.sets[version.number]
         self._workspace.leave(version)
         self.regions.unuse(version.number, version.regions)
-        version.regions = ()
+        version.regions = version.layout = ()
         self._free()
         self.tell(version.unloaders, Done("unloaded"))
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ...protocol.errors import InvalidRequest
 from ...protocol.messages import LoadModel, Record
 from .core import Core
 from .events import CallerKey, FileOffered, ModelDeclared, ModelExpected, RegionsNeeded
+from .parts import ROOM
 from .weights import Model, WeightSet
 
 #: Weight sets in these states have not taken the memory yet that they will take.
 _TO_COME = ("declared", "building")
+
+
+#: What a model that is divided leaves free on a device, at most, for what workers take besides when they run it:
+#: it cannot be evicted to make room for that. Of little room a quarter.
+KEPT_BYTES: Final = 64 << 20
 
 
 class Homes:
@@ -52,7 +58,8 @@ class Homes:
         if homes:
             self._check_stays(load, homes, allowed)
             return homes
-        best = sorted(allowed, key=lambda core: _cost(core, int(load.options.get("size_bytes", 0))))
+        size_bytes = self._cores[0].predictions.size_bytes(load)
+        best = sorted(allowed, key=lambda core: _cost(core, size_bytes))
         return best[:replicas]
 
     # --- handing over ---------------------------------------------------------------------------------------
@@ -82,20 +89,30 @@ class Homes:
 
     # --- the next one ---------------------------------------------------------------------------------------
 
-    def next_for(self, model: Model, refused_by: Core, error: Record) -> Core | None:
-        """Return a device that may have room for a model; None: there is none, and the refusal tells of each."""
+    def takes_elsewhere(self, model: Model, refused_by: Core, error: Record) -> bool:
+        """Note that a device has no room for a model; false if none has, and the refusal tells of each then."""
         load = model.current.load
         refusals = self._refusals.setdefault(model.name, {})
         refusals[refused_by.name] = str(error["message"])
-        others = [
-            core
-            for core in self._allowed(_names(load))
-            if core.name not in refusals and model.name not in core.library.models
-        ]
-        if others:
-            return self._best(others, 0)
+        if self._others(load) or self._may_divide(load):
+            return True
         error["message"] = "; ".join(self._refusals.pop(model.name).values())
-        return None
+        return False
+
+    def next_for(self, load: LoadModel) -> tuple[Core, dict[str, Any]]:
+        """Return the device that tries next to load a model that has left another, and its options there.
+
+        Where each has refused it alone, several may have room together: then it is divided among them, and its
+        options say what room there is.
+        """
+        if others := self._others(load):
+            return self._best(others, self._cores[0].predictions.size_bytes(load)), load.options
+        allowed = self._allowed(_names(load))
+        for core in allowed:
+            core.ledger.expect_no_more()  # what others are only expected to take is room for it
+        room = {core.name: max(0, _most_bytes(core) - min(KEPT_BYTES, _most_bytes(core) // 4)) for core in allowed}
+        largest = max(allowed, key=lambda core: room[core.name])
+        return largest, {**load.options, ROOM: room}
 
     # --- inside ---------------------------------------------------------------------------------------------
 
@@ -110,6 +127,17 @@ class Homes:
             if name not in known:
                 raise InvalidRequest(f"no device {name!r} in this pool; there are: {', '.join(known)}")
         return [known[name] for name in dict.fromkeys(names)] if names else self._cores
+
+    def _others(self, load: LoadModel) -> list[Core]:
+        """Return the devices that have not refused a model yet."""
+        refusals = self._refusals.get(load.name, {})
+        allowed = self._allowed(_names(load))
+        return [one for one in allowed if one.name not in refusals and load.name not in one.library.models]
+
+    def _may_divide(self, load: LoadModel) -> bool:
+        is_alone = len(self.of(load.name)) < 2  # or replicas would be divided into parts of each other
+        is_possible = is_alone and len(self._allowed(_names(load))) > 1 and ROOM not in load.options
+        return is_possible and bool(load.options.get("divide", True))
 
     def _check_stays(self, load: LoadModel, homes: Sequence[Core], allowed: Sequence[Core]) -> None:
         lost = [core.name for core in homes if core not in allowed]
@@ -127,6 +155,11 @@ def _names(load: LoadModel) -> list[str]:
     return list(load.options.get("devices", []))
 
 
+def _most_bytes(core: Core) -> int:
+    """Return how much there would be for a model if all left that may."""
+    return core.ledger.free_bytes + core.eviction.freeable_bytes()
+
+
 def _cost(core: Core, size_bytes: int) -> tuple[bool, bool, float, int]:
     """Return how bad a device is for a model of this size.
 
@@ -134,10 +167,13 @@ def _cost(core: Core, size_bytes: int) -> tuple[bool, bool, float, int]:
     more models compete for each run; where more memory is taken.
     """
     to_come = [one for one in core.library.holdings.sets.values() if one.life.state in _TO_COME]
-    free_bytes = core.ledger.free_bytes - sum(map(_size_bytes, to_come)) - size_bytes
+    free_bytes = core.ledger.free_bytes - sum(_to_come_bytes(core, one) for one in to_come) - size_bytes
     most_bytes = free_bytes + core.eviction.freeable_bytes()
     return free_bytes < 0, most_bytes < 0, len(core.library.models) / core.workspace.seats, -free_bytes
 
 
-def _size_bytes(version: WeightSet) -> int:
-    return int(version.load.options.get("size_bytes", 0))
+def _to_come_bytes(core: Core, version: WeightSet) -> int:
+    """Return what a weight set will take besides what counts for its load already."""
+    there_bytes, _ = core.library.holdings.regions.loading_bytes(version.loader)
+    more_bytes = core.predictions.size_bytes(version.load) - there_bytes
+    return core.ledger.growth_bytes(version.loader, more_bytes) if more_bytes > 0 else 0

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from ...protocol.messages import Adopt, Message, Thaw
 from .events import CallerKey, ClientKey
 from .regions import FillerKey, RegionGrant, Tier
+from .seen import Seen
 
 
 class ToClient(NamedTuple):
@@ -115,6 +116,13 @@ class Remember(NamedTuple):
     need_bytes: int
 
 
+class RememberLoad(NamedTuple):
+    """Keep, for pools to come, what a load was seen to take."""
+
+    load_key: str
+    seen: Seen
+
+
 class ToZygote(NamedTuple):
     """Let a device's zygote import modules, or thaw a weight set; the fds of ``regions`` go along."""
 
@@ -142,5 +150,5 @@ class Finish(NamedTuple):
 Instruction: TypeAlias = (
     ToClient | ToChild | ToCaller | ForkChild | SignalChild | Interrupt
     | GrantRegions | MakeRegion | GrowRegion | EmptyRegion | FreeRegions | MoveRegions
-    | Remember | ToZygote | ReplaceZygote | Report | Finish
+    | Remember | RememberLoad | ToZygote | ReplaceZygote | Report | Finish
 )  # fmt: skip

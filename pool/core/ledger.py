@@ -5,7 +5,8 @@ slots and mailboxes and the private memory of processes, is measured; where it i
 that counts.
 
 A loader that builds a model in private memory gives that back piece by piece, as it fills regions with it. So a
-load takes what its loader had at most, or what lies in its regions by now, not both.
+load takes what its loader had at most, or what lies in its regions by now, not both. Where it is expected to have
+more than it was measured to have so far, that counts, until somebody would go without for it.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Ledger:
         self._mailboxes_bytes = 0
         self._workers: dict[int, int] = {}
         self._loaders: dict[FillerKey, int] = {}  # the most that each had
+        self._expected: dict[FillerKey, int] = {}  # the most that each should have, as it had before
         self._others_bytes = 0
 
     def __repr__(self) -> str:
@@ -99,10 +101,41 @@ class Ledger:
     def filler_gone(self, filler: FillerKey) -> None:
         """What somebody has filled is another's, or free; what a loader had for itself is free too."""
         self._loaders.pop(filler, None)
+        self._expected.pop(filler, None)
 
-    def growth_bytes(self, filler: FillerKey, more_bytes: int) -> int:
-        """Return how much more a load takes when it is given regions of so many bytes."""
-        return self._load_bytes(filler, more_bytes) - self._load_bytes(filler)
+    def expect(self, loader: int, private_bytes: int) -> None:
+        """Count a loader with so much private memory, although it was not measured to have it yet."""
+        self._expected[loader] = private_bytes
+
+    def expect_no_more(self, loader: int | None = None) -> bool:
+        """Count a loader, or all, with what is measured alone; false if nothing was expected."""
+        gone = [one for one in self._expected if loader in (one, None)]
+        for one in gone:
+            del self._expected[one]
+        return bool(gone)
+
+    @property
+    def is_expecting(self) -> bool:
+        """Whether some loader counts with what it was not measured to have."""
+        return bool(self._expected)
+
+    def loader_bytes(self, loader: int) -> int | None:
+        """Return the most private memory that a loader was measured to have; None: it was not."""
+        return self._loaders.get(loader)
+
+    def growth_bytes(self, filler: FillerKey, more_bytes: int, *, as_measured: bool = False) -> int:
+        """Return how much more a load takes when it is given regions of so many bytes.
+
+        Args:
+            filler: whose load it is.
+            more_bytes: what it is given.
+            as_measured: whether nothing counts that is only expected.
+        """
+        private_bytes = self._loaders.get(filler, 0)
+        if not as_measured:
+            private_bytes = max(private_bytes, self._expected.get(filler, 0))
+        there_bytes = self._regions.loading_bytes(filler)[0]
+        return _load_bytes(private_bytes, there_bytes + more_bytes) - _load_bytes(private_bytes, there_bytes)
 
     @property
     def worker_bytes(self) -> int:
@@ -124,27 +157,33 @@ class Ledger:
         """How much more it may take, as far as the system has it; negative if it takes too much."""
         if not self.total_bytes:
             return 1 << 62
-        # What was handed out and is being written now is not, or not wholly, taken from the system yet.
-        left_bytes = self.available_bytes - self._regions.unwritten_bytes - self.reserve_bytes
+        # What was handed out and is being written now is not, or not wholly, taken from the system yet; nor is
+        # what loaders are only expected to take.
+        to_come_bytes = self._regions.unwritten_bytes + sum(map(self._unseen_bytes, self._expected))
+        left_bytes = self.available_bytes - to_come_bytes - self.reserve_bytes
         return min(self.limit_bytes - self.used_bytes, left_bytes)
 
     def accounts(self) -> dict[str, int]:
         """Return what is taken, in bytes, by what for."""
-        fillers = dict.fromkeys([*self._loaders, *self._regions.fillers()])
+        fillers = dict.fromkeys([*self._loaders, *self._expected, *self._regions.fillers()])
         filled_bytes = sum(self._regions.loading_bytes(one)[1] for one in fillers)
         return {
             "weights": self._regions.resident_bytes - filled_bytes,
-            "loading": sum(self._load_bytes(one) for one in fillers),
+            "loading": sum(map(self._loading_bytes, fillers)),
             "slots": max(self._slots_bytes, self._needed_by_slots()),
             "mailboxes": self._mailboxes_bytes,
             "workers": sum(self._workers.values()),
             "others": self._others_bytes,
         }
 
-    def _load_bytes(self, filler: FillerKey, more_bytes: int = 0) -> int:
-        in_regions_bytes = self._regions.loading_bytes(filler)[0] + more_bytes
-        private_bytes = self._loaders.get(filler, 0)
-        return max(private_bytes, in_regions_bytes + min(private_bytes, LOADER_BYTES))
+    def _loading_bytes(self, filler: FillerKey) -> int:
+        private_bytes = max(self._loaders.get(filler, 0), self._expected.get(filler, 0))
+        return _load_bytes(private_bytes, self._regions.loading_bytes(filler)[0])
+
+    def _unseen_bytes(self, loader: FillerKey) -> int:
+        """Return what a loader should take that it neither was measured to have nor has filled regions with."""
+        there_bytes = self._loaders.get(loader, 0) + self._regions.loading_bytes(loader)[0]
+        return max(0, self._expected[loader] - there_bytes)
 
     def refusal(
         self, what: str, needed_bytes: int, could_free: Iterable[tuple[str, int]]
@@ -172,6 +211,10 @@ class Ledger:
             f"and takes {taken or 'nothing'}. Eviction could free: {freeable}"
         )
         return text, numbers
+
+
+def _load_bytes(private_bytes: int, in_regions_bytes: int) -> int:
+    return max(private_bytes, in_regions_bytes + min(private_bytes, LOADER_BYTES))
 
 
 def _mb(size_bytes: int) -> str:

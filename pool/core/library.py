@@ -11,8 +11,10 @@ from .events import CallerKey
 from .fleet import Fleet
 from .holdings import Holdings
 from .instructions import Instruction, Report, ToCaller
+from .predictions import Predictions, is_overdue
 from .regions import FillerKey, Regions
 from .requests import Request
+from .seen import Seen, merged
 from .warming import Warming
 from .weights import Model, WeightSet
 from .workspace import Workspace
@@ -33,6 +35,7 @@ class Library:
     Args:
         fleet: whom to ask for loaders and imports.
         regions, workspace, admission: what memory there is, and who waits for it.
+        predictions: what loads should take.
         out: where instructions go.
         all_libraries: those of all devices; this one is added.
     """
@@ -43,17 +46,19 @@ class Library:
         regions: Regions,
         workspace: Workspace,
         admission: Admission,
+        predictions: Predictions,
         out: list[Instruction],
         all_libraries: list[Library],
     ) -> None:
         self.models: dict[str, Model] = {}
         self._all_libraries = all_libraries
         all_libraries.append(self)
-        self.holdings = Holdings(regions, workspace, admission, out)
+        self.holdings = Holdings(regions, workspace, admission, predictions, out)
         self.warming = Warming(fleet, self.holdings, out)
         self._fleet = fleet
         self._out = out
         self._admission = admission
+        self.predictions = predictions
         self._loaders: dict[int, WeightSet] = {}
         self._postponed: list[WeightSet] = []
 
@@ -66,9 +71,9 @@ class Library:
             ModelNotFound: none has this name; the message lists those there are.
         """
         model = self.models.get(name)
-        if model is None or model.is_leaving:
+        if model is None or model.is_leaving or model.is_part:
             models = [one for library in self._all_libraries for one in library.models.values()]
-            known = ", ".join(sorted({one.name for one in models if not one.is_leaving}))
+            known = ", ".join(sorted({one.name for one in models if not (one.is_leaving or one.is_part)}))
             raise ModelNotFound(f"no model {name!r} here; there are: {known or 'none'}")
         return model
 
@@ -111,6 +116,12 @@ class Library:
             return
         model.is_leaving = True
         model.waiting_for_unload.append(caller)
+        self.leave_if_done(model)
+
+    def release_part(self, name: str) -> None:
+        """Forget what lies here of a model on another device."""
+        model = self.models[name]
+        model.is_leaving = True
         self.leave_if_done(model)
 
     def leave_if_done(self, model: Model) -> None:
@@ -187,11 +198,13 @@ class Library:
         if version is None:  # nobody wants it any more
             self.holdings.let_go(child)
             return
-        self.holdings.regions.use(child, version.number, built.regions)
+        own = self.holdings.regions.own(built.regions)
+        self.holdings.regions.use(child, version.number, own)
         del self._loaders[child]
         version.loader = 0
+        version.seen = merged(version.seen, Seen(loader_bytes=self._admission.ledger.loader_bytes(child)))
         version.manifest, version.skeleton = built.manifest, built.skeleton
-        version.modules, version.regions = built.modules, tuple(built.regions)
+        version.modules, version.regions, version.layout = built.modules, tuple(own), tuple(built.regions)
         if built.rebuild:
             load = version.load
             version.recipe = [load.source, load.manifest, load.pickled]
@@ -199,6 +212,34 @@ class Library:
             self._out.append(Report(f"{version.load.name}: {note}"))
         self.holdings.let_go(child)
         self._adopt(version)
+
+    def loader_forked(self, child: int, now: float) -> None:
+        """A loader is there; what it takes until its weights are ready is what they cost."""
+        if child in self._loaders:
+            self._loaders[child].forked_at = now
+
+    def loaded(self, version: WeightSet, now: float) -> None:
+        """A weight set has become ready; what lies of it on other devices is not seen here."""
+        records = [self.holdings.regions[number] for number in dict.fromkeys(version.regions)]
+        weights_bytes = sum(record.size_bytes for record in records if not record.is_file)
+        self.predictions.saw(
+            version,
+            Seen(
+                weights_bytes=None if version.is_divided else weights_bytes,
+                load_s=None if version.forked_at is None else now - version.forked_at,
+            ),
+        )
+
+    def thawed(self, number: int, private_bytes: int, opaque: dict[str, str]) -> None:
+        """A process of the pool has thawed a weight set, which took so much besides the regions."""
+        version = self.holdings.sets.get(number)
+        if version is not None:
+            version.private_bytes, version.opaque = private_bytes, opaque
+            self.predictions.saw(version, Seen(private_bytes=private_bytes))
+
+    def overdue_loaders(self, now: float) -> list[int]:
+        """Return the loaders that take far longer than expected."""
+        return [child for child, version in self._loaders.items() if is_overdue(version, now)]
 
     def build_failed(self, child: int, error: Record) -> list[Request]:
         """A loader gave up; return the requests that nothing will answer now."""
@@ -222,6 +263,10 @@ class Library:
         self.need(model.current)  # the queue had waited for the successor
         return []
 
+    def built_by(self, child: int) -> WeightSet | None:
+        """Return the weight set that a loader builds; None if nobody wants it."""
+        return self._loaders.get(child)
+
     def is_loading(self, filler: FillerKey) -> bool:
         """Whether this is a loader, and somebody wants what it builds."""
         return type(filler) is int and filler in self._loaders
@@ -233,7 +278,8 @@ class Library:
     def has_active_loads(self, *, but: FillerKey) -> bool:
         """Whether somebody else loads, or hands over, and does not wait for memory itself."""
         active = (*self._loaders, *self.holdings.regions.fillers())
-        return any(one != but and not self._admission.waits(one) for one in active)
+        waits = self._admission.waits
+        return any(not (one == but or waits(one) or self._fleet.is_to_fork(one)) for one in active)
 
     @property
     def has_postponed(self) -> bool:
@@ -308,7 +354,8 @@ class Library:
     def _start_loader(self, version: WeightSet) -> None:
         load = version.load
         order = BuildModel(load.name, load.source, load.options, load.manifest, load.pickled, load.paths)
-        version.loader = self._fleet.fork_loader(order)
+        version.forked_at = None
+        version.loader = self._fleet.fork_loader(order, version.expected.loader_bytes or 0)
         self._loaders[version.loader] = version
 
     def _adopt(self, version: WeightSet) -> None:

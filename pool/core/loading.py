@@ -85,6 +85,20 @@ class Loading:
         """The file that is a region is not what it was."""
         self._fail(self._library.file_changed(event.region, event.error), event.error)
 
+    def may_begin(self, loader: int, private_bytes: int) -> bool:
+        """Whether a loader may be forked now that should take so much; from then on that counts as taken.
+
+        Where it is not free, it waits for those of whom something is expected too. What could not be free whatever
+        is evicted does not count: what is only expected keeps nobody out.
+        """
+        ledger = self._admission.ledger
+        lacking_bytes = private_bytes - ledger.free_bytes
+        if private_bytes and lacking_bytes > 0 and ledger.is_expecting:
+            return False
+        if private_bytes and (lacking_bytes <= 0 or lacking_bytes <= self._eviction.freeable_bytes()):
+            ledger.expect(loader, private_bytes)
+        return True
+
     # --- room -----------------------------------------------------------------------------------------------
 
     def make_room(self, now: float) -> None:
@@ -107,6 +121,8 @@ class Loading:
     def memory_measured(self, event: events.MemoryMeasured, now: float) -> None:
         """It is known anew what the machine and the pool's processes take."""
         self._admission.ledger.measured(event)
+        for loader in self._library.overdue_loaders(now):
+            self._admission.ledger.expect_no_more(loader)
         self._pressure.look(event, now)
         self._eviction.relieve(now)
 

@@ -22,6 +22,10 @@ class Numbers:
         self._last += self._devices
         return self._last
 
+    def has_given(self, number: int) -> bool:
+        """Whether a number is of this device, so that no other can have given it."""
+        return number % self._devices == self._last % self._devices
+
 
 def device_of(number: int, devices: int) -> int:
     """Return which of so many devices has given a number."""

@@ -11,7 +11,7 @@ what is in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ...protocol.errors import InvalidRequest
@@ -204,6 +204,15 @@ class Regions:
                 raise InvalidRequest(f"region {number} was not filled by whoever hands it over")
         for number in numbers:
             held[number].holders.add(("set", weight_set))
+
+    def own(self, numbers: Iterable[int]) -> list[int]:
+        """Return those of some regions that are on this device."""
+        return [number for number in numbers if self._numbers.has_given(number)]
+
+    def are_held(self, filler: FillerKey, numbers: Iterable[int]) -> bool:
+        """Whether somebody holds all of these, filled."""
+        held = self._held.get(filler, {})
+        return all(number in held and held[number].life.state == "sealed" for number in numbers)
 
     def unuse(self, weight_set: int, numbers: tuple[int, ...]) -> None:
         """Let a weight set hold its regions no more."""

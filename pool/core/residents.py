@@ -17,7 +17,8 @@ from .weights import Model, WeightSet
 #: One that has requests stays at least so many times as long as its return took, and at least so long.
 STAY_FACTOR: Final = 5.0
 LEAST_STAY_S: Final = 0.1
-#: What a return is expected to take before one was measured; from the system's cache 2.1e9 were measured.
+#: What a return is expected to take before one was measured, here or in an earlier pool; from the system's cache
+#: 2.1e9 were measured.
 BYTES_PER_S: Final = 1e9
 #: Weight sets in these states keep what they lie in where it is.
 _RESIDENT: Final = ("adopting", "ready", "draining", "returning")
@@ -46,7 +47,7 @@ class Residents:
             if version.life.state != "ready" or not version.regions or self.reason_to_stay(model):
                 continue
             own_bytes = self.own_bytes(version)
-            cost_s = version.return_s or own_bytes / BYTES_PER_S
+            cost_s = version.return_s or version.expected.return_s or own_bytes / BYTES_PER_S
             may_leave_at = version.resident_since + max(LEAST_STAY_S, STAY_FACTOR * cost_s)
             if model.unanswered and now < may_leave_at:
                 soonest = min(soonest, may_leave_at)
@@ -79,6 +80,8 @@ class Residents:
             return f"{len(version.attached) + len(version.waiting_to_attach)} attached processes use it"
         if self._sessions.has(model.name):
             return "workers keep sessions of it"
+        if version.is_divided or model.is_part:
+            return "it is divided among devices"
         if any(self._regions[number].is_file for number in version.regions):
             return "its weights are a mapped file, which takes no memory that could be freed"
         return version.stays_because

@@ -114,7 +114,7 @@ class Warming:
         else:
             self._refuse(trial.version, str(error["message"]), is_dangerous=False)
 
-    def thawed(self, private_bytes: int, opaque: dict[str, str], error: dict[str, Any] | None) -> None:
+    def thawed(self, error: dict[str, Any] | None) -> None:
         """The zygote has thawed what it was told to, or could not and is of no use any more."""
         version = self._fleet.zygote.thawed(has_failed=error is not None)
         if version is None:
@@ -123,7 +123,6 @@ class Warming:
             self._refuse(version, str(error["message"]), is_dangerous=False)
             self._fleet.replace_zygote()
             return
-        version.private_bytes, version.opaque = private_bytes, opaque
         self._outdate(lambda worker: worker.child not in version.inheritors)
 
     def zygote_died(self, cause: str, refused: WeightSet | None) -> None:
@@ -168,7 +167,7 @@ class Warming:
         for held in trial.holds:
             held.passing.add(trial.child)
         self._out.append(ForkChild(trial.child, "trial"))
-        self._out.append(ToChild(trial.child, thaw_order(version, eager=True), [], version.regions))
+        self._out.append(ToChild(trial.child, thaw_order(version, eager=True), [], version.layout))
 
     def _outdate(self, is_to_go: Callable[[Worker], bool]) -> None:
         for worker in self._fleet.workers:

@@ -11,6 +11,7 @@ from ...protocol.states import Lifecycle
 from .batching import Batching
 from .events import CallerKey
 from .queue import Queue
+from .seen import NOTHING, Seen
 from .terms import Terms, terms_of
 
 #: Weight of the newest measurement in a model's expected run time.
@@ -34,8 +35,11 @@ class WeightSet:
         manifest, skeleton, modules, regions, recipe: what workers need; empty until it is built.
         private_bytes, opaque: what it took a worker besides the regions when it was last thawed, and what of it
             lies outside of them, by path, and why.
+        layout: the same regions in the manifest's order, with those that are on other devices.
         generation: the zygote generation whose children have its modules.
         loader: the child that builds it, or 0.
+        forked_at: when that was forked; None: it was not.
+        expected, seen: what it should take, as earlier loads have, and what it took here.
         holders: workers that have it: were given it, or forked from a zygote that has it.
         inheritors: those of them that were forked so, and let go of it only when they end.
         passing: throwaway forks that have it, for a moment.
@@ -65,11 +69,15 @@ class WeightSet:
         self.skeleton = load.pickled if load.source == "frozen" else b""
         self.modules = load.modules
         self.regions: tuple[int, ...] = tuple(load.regions)
+        self.layout = self.regions
         self.recipe: list[Any] = []
         self.opaque: dict[str, str] = {}
         self.private_bytes = 0
         self.generation = 0
         self.loader = 0
+        self.forked_at: float | None = None
+        self.expected = NOTHING
+        self.seen: Seen = NOTHING
         self.holders: set[int] = set()
         self.inheritors: set[int] = set()
         self.passing: set[int] = set()
@@ -97,6 +105,11 @@ class WeightSet:
     def is_ready(self) -> bool:
         """Whether workers can run it."""
         return self.life.state == "ready"
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether some of it is on other devices."""
+        return len(self.layout) > len(self.regions)
 
     @property
     def is_mapped(self) -> bool:
@@ -192,6 +205,11 @@ class Model:
             raise PoolBusy(
                 f"{self.queue.calls:,} calls of {self.name!r} wait, and max_queue={most:,}; try again later"
             )
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part of a model on another device, which nobody can call."""
+        return "part_of" in self.current.load.options
 
     @property
     def is_runnable(self) -> bool:

@@ -246,11 +246,11 @@ class Workspace:
 
     # --- what runs take -------------------------------------------------------------------------------------
 
-    def used(self, child: int, version: WeightSet, used: Used) -> None:
-        """A worker tells what a run took."""
+    def used(self, child: int, version: WeightSet, used: Used) -> int:
+        """A worker tells what a run took; return what it needs, 0 if there is no slot for it."""
         ring = self.rings.get(version.workspace)
         if ring is None or version.number not in ring.needs_bytes:
-            return
+            return 0
         if used.escaped_bytes:
             self._escaped(child, version)
         need_bytes = float(used.footprint_bytes)
@@ -267,6 +267,7 @@ class Workspace:
         if need_bytes > ring.needs_bytes[version.number]:
             ring.note_need(version.number, need_bytes)
             self._resize(ring)
+        return need_bytes
 
     def _escaped(self, child: int, version: WeightSet) -> None:
         key = (child, version.number)

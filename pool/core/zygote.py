@@ -160,7 +160,7 @@ class Zygote:
         missing = next((one for number, one in self._wanted.items() if number not in self.has), None)
         if self.is_free and missing is not None:
             self._thawing, self._thaw_until = missing, now + MAX_THAW_S
-            self._out.append(ToZygote(thaw_order(missing, eager=True), missing.regions, self._device))
+            self._out.append(ToZygote(thaw_order(missing, eager=True), missing.layout, self._device))
 
     def thawed(self, *, has_failed: bool) -> WeightSet | None:
         """It is done with thawing; return what it has, or could not, which it shall do without.

@@ -6,6 +6,7 @@ But a file is not sealed: whoever may write it can change what everybody reads. 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from dataclasses import dataclass
@@ -40,8 +41,11 @@ class FileRegion:
         """Take over an open file.
 
         Raises:
-            ValueError: it is no regular file, or empty.
+            ValueError: it is no regular file, or empty, or not open to be read.
         """
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if flags & os.O_PATH or flags & os.O_ACCMODE == os.O_WRONLY:
+            raise ValueError(f"{path} was not opened to be read")
         region = cls(fd, path, identity_of(fd))
         if not stat.S_ISREG(os.fstat(fd).st_mode) or not region.size_bytes:
             raise ValueError(f"{path} is no regular file with something in it")

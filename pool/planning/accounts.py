@@ -8,6 +8,8 @@ from typing import Any, Final, NamedTuple
 from ..core.identity import identity_of
 from ..core.ledger import Allowance
 from ..core.placement import Item, Placement, Room, place
+from ..core.predictions import key_of
+from ..core.seen import NOTHING, Seen
 from ..core.workspace import GRAIN_BYTES, PRIVATE
 from .found import Base, Found, Part
 from .order import Load, best_order, peak_bytes
@@ -70,6 +72,7 @@ def made_plan(
     *,
     history: Needs,
     only: Mapping[str, Sequence[str]],
+    seen: Mapping[str, Seen] | None = None,
 ) -> Plan:
     """Return the plan.
 
@@ -80,6 +83,7 @@ def made_plan(
         terms: how the pool is started.
         history: needs that earlier runs had.
         only: by model, the devices that it may be on.
+        seen: what earlier loads took, by their key.
     """
     known = [one for one in found if not one.error]
     needs = {one.name: _need(one, history) for one in known}
@@ -90,7 +94,7 @@ def made_plan(
     rest_bytes = sum(one.needed_bytes - one.weights_bytes for one in devices)
     notes = [] if placement.is_best else ["there may be a better placement: the search for it was ended"]
     return Plan(
-        models=tuple(_model(one, found, placement.device_of, needs) for one in found),
+        models=tuple(_model(one, found, placement.device_of, needs, seen or {}) for one in found),
         devices=devices,
         workers=terms.workers,
         slots=terms.slots,
@@ -230,7 +234,11 @@ def _slots_bytes(models: Sequence[Found], terms: Terms, needs: Mapping[str, _Nee
 
 
 def _model(
-    one: Found, found: Sequence[Found], device_of: Mapping[str, str], needs: Mapping[str, _Need]
+    one: Found,
+    found: Sequence[Found],
+    device_of: Mapping[str, str],
+    needs: Mapping[str, _Need],
+    seen: Mapping[str, Seen],
 ) -> PlannedModel:
     parts = {part.key: part for part in one.parts}
     device = device_of.get(one.name, "")
@@ -263,6 +271,7 @@ def _model(
         is_compute_bound=is_compute_bound(one),
         notes=notes,
         error=one.error,
+        load_s=seen.get(key_of(one.options), NOTHING).load_s,
     )
 
 

@@ -86,7 +86,8 @@ def plan_for(
     found, base = rehearse(models, paths, workers=settings.workers, slots=settings.slots, threads=settings.threads)
     history = History(environment.history_path(), lambda *_: None, lambda _: None)
     terms = Terms(settings.workers, settings.slots, settings.slot_bytes, settings.mailbox_total_bytes)
-    made = made_plan(found, base, limits, terms, history=history.known, only=only)
+    needs, loads = history.known
+    made = made_plan(found, base, limits, terms, history=needs, seen=loads, only=only)
     notes = list(made.notes)
     if history.complaint:
         notes.append(history.complaint)
@@ -127,12 +128,14 @@ def plan_like(pool: Pool, models: Any) -> Plan:
 def _beside(made: Plan, pool: Pool) -> Plan:
     """Return a plan with what its models take in a pool that runs, as far as that has them."""
     weights_bytes = {one.name: one.weights_bytes for one in pool.models() if one.weights_bytes}
+    load_s = {one.name: one.actual.load_s for one in pool.models()}
     needs_bytes = {name: need for ring in pool.status().rings for name, need in ring.needs_bytes.items() if need}
     models = tuple(
         dataclasses.replace(
             one,
             actual_weights_bytes=weights_bytes.get(one.name),
             actual_need_bytes=needs_bytes.get(one.name),
+            actual_load_s=load_s.get(one.name),
         )
         for one in made.models
     )

@@ -9,7 +9,8 @@ from ..views import size
 from .views import Plan, PlannedModel
 
 _COLUMNS: Final = (
-    "model", "device", "weights>", "its own>", "a run>", "known from", "each worker>", "its loader>", "flop/byte>",
+    "model", "device", "weights>", "its own>", "a run>", "known from", "each worker>", "its loader>", "a load>",
+    "flop/byte>",
 )  # fmt: skip
 
 
@@ -27,7 +28,7 @@ def _row(one: PlannedModel) -> list[str]:
     return [
         one.name, one.device, _beside(one.weights_bytes, one.actual_weights_bytes), size(one.own_bytes),
         _beside(one.need_bytes, one.actual_need_bytes), one.need_from, _size(one.private_bytes),
-        size(one.loading_bytes), _intensity(one),
+        size(one.loading_bytes), _load(one), _intensity(one),
     ]  # fmt: skip
 
 
@@ -38,6 +39,11 @@ def _size(size_bytes: int | None) -> str:
 def _beside(planned_bytes: int | None, actual_bytes: int | None) -> str:
     """Return what is planned, and beside it what is, where a pool runs."""
     return _size(planned_bytes) if actual_bytes is None else f"{_size(planned_bytes)} (is {size(actual_bytes)})"
+
+
+def _load(one: PlannedModel) -> str:
+    expected = "?" if one.load_s is None else f"{one.load_s:.1f} s"
+    return expected if one.actual_load_s is None else f"{expected} (was {one.actual_load_s:.1f} s)"
 
 
 def _intensity(one: PlannedModel) -> str:

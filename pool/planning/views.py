@@ -29,7 +29,9 @@ class PlannedModel(View):
         is_compute_bound: whether it computes longer than it waits for memory.
         notes: what else is to be known.
         error: why nothing can be told of it; empty if it can.
-        actual_weights_bytes, actual_need_bytes: the same where a pool that runs has this model; None: none has.
+        load_s: how long its last load took, in an earlier pool; None: not known.
+        actual_weights_bytes, actual_need_bytes, actual_load_s: the same where a pool that runs has this model;
+            None: none has.
     """
 
     name: str
@@ -49,6 +51,8 @@ class PlannedModel(View):
     error: str = ""
     actual_weights_bytes: int | None = None
     actual_need_bytes: int | None = None
+    load_s: float | None = None
+    actual_load_s: float | None = None
 
     @property
     def intensity(self) -> float:
@@ -59,7 +63,8 @@ class PlannedModel(View):
         if self.error:
             return f"{self.name}: {self.error}"
         need = "not known" if self.need_bytes is None else size(self.need_bytes)
-        return f"{self.name} on {self.device}: weights {size(self.weights_bytes)}, a run {need} ({self.need_from})"
+        text = f"{self.name} on {self.device}: weights {size(self.weights_bytes)}, a run {need} ({self.need_from})"
+        return text if self.load_s is None else f"{text}, loaded in {self.load_s:.1f} s"
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,20 @@ class Answers:
         elif topic == "status":
             then(encode(self._status()).body)
         elif topic == "memory":
-            roles = self._meter.roles()
-            self._meter.measure_exactly(lambda measured: then(encode(self._memory(roles, measured)).body))
+            try:
+                self._meter.measure_exactly(lambda *measured: then(encode(self._memory(*measured)).body))
+            except PoolError as error:
+                then(error)
         else:
             then(InvalidRequest(f"unknown topic {topic!r}; known are models, memory and status"))
 
     def _models(self) -> list[dict[str, Any]]:
-        return [self._model(core, model) for core in self._devices.cores for model in core.library.models.values()]
+        return [
+            self._model(core, model)
+            for core in self._devices.cores
+            for model in core.library.models.values()
+            if not model.is_part
+        ]
 
     def _model(self, core: Core, model: Model) -> dict[str, Any]:
         version = model.current
@@ -90,6 +97,8 @@ class Answers:
             "worker_s": model.worker_s,
             "batch": _batch(model.batching),
             "error": version.error,
+            "predicted": version.expected._asdict(),
+            "actual": version.seen._asdict(),
         }
 
     def _status(self) -> dict[str, Any]:
@@ -235,7 +244,7 @@ def _weights(core: Core, account: WeightsAccount) -> dict[str, Any]:
     version = account.version
     model = core.library.models.get(version.load.name)
     return {
-        "model": version.load.name,
+        "model": version.load.options.get("part_of", version.load.name),
         "device": core.name,
         "state": version.life.state,
         "tier": _tier(core, version),

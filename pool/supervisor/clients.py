@@ -54,7 +54,8 @@ class Clients:
     Args:
         name, workers: what a client is welcomed with.
         received: called with each message of a known client, and its buffers.
-        joined, left: called when a client is known, and when it is gone.
+        joined: called when a client is known, with who had asked for its token; None over tcp.
+        left: called when one is gone.
     """
 
     def __init__(
@@ -63,14 +64,14 @@ class Clients:
         workers: int,
         *,
         received: Callable[[Peer, Message, list[Any]], None],
-        joined: Callable[[Peer, bytes], None],
+        joined: Callable[[Peer, Any], None],
         left: Callable[[Peer], None],
     ) -> None:
         self._welcome = Welcome(name, workers)
         self._received = received
         self._joined = joined
         self._left = left
-        self._tokens: dict[bytes, float] = {}
+        self._tokens: dict[bytes, tuple[float, Any]] = {}  # when each was made, in that order, and for whom
         self._peers: set[Peer] = set()
 
     def __len__(self) -> int:
@@ -79,14 +80,25 @@ class Clients:
     def __contains__(self, peer: Peer) -> bool:
         return peer in self._peers
 
-    def make_token(self) -> bytes:
-        """Return a new token, good for one hello of a local client."""
+    def make_token(self, owner: Any = None) -> bytes:
+        """Return a new token, good for one hello of a local client.
+
+        Raises:
+            PoolBusy: more are unused than there can be clients.
+        """
         now = time.monotonic()
-        for token in [token for token, made_at in self._tokens.items() if now - made_at > TOKEN_S]:
-            del self._tokens[token]
+        while self._tokens and now - self._tokens[oldest := next(iter(self._tokens))][0] > TOKEN_S:
+            del self._tokens[oldest]
+        if len(self._tokens) >= MAX_CLIENTS:
+            raise PoolBusy(f"{MAX_CLIENTS} tokens were asked for and not used yet; try again later")
         token = secrets.token_bytes(16)
-        self._tokens[token] = now
+        self._tokens[token] = (now, owner)
         return token
+
+    def void_tokens(self, owner: Any) -> None:
+        """Somebody who may have asked for tokens is gone."""
+        for token in [token for token, (_, one) in self._tokens.items() if one is owner]:
+            del self._tokens[token]
 
     def take(self, peer: Peer, message: Message, buffers: list[Any]) -> None:
         """Handle a message that has come; whoever breaks the rules is rejected."""
@@ -127,12 +139,13 @@ class Clients:
     def _from_stranger(self, peer: Peer, message: Message) -> None:
         if not isinstance(message, Hello):
             raise InvalidRequest("say hello first")
-        if peer.transport != "tcp" and self._tokens.pop(message.token, None) is None:
+        token = self._tokens.pop(message.token, None)
+        if peer.transport != "tcp" and token is None:
             raise InvalidRequest("this token is unknown or used up; ask the control socket for one")
         if len(self._peers) >= MAX_CLIENTS:
             raise PoolBusy(f"{MAX_CLIENTS} clients are connected, which is the most there can be")
         self._peers.add(peer)
-        self._joined(peer, message.token)
+        self._joined(peer, token[1] if token else None)
         self.send(peer, self._welcome, [])
 
 

@@ -17,7 +17,7 @@ import zmq
 
 from ...protocol.errors import InvalidRequest, PoolError
 from ...protocol.frames import check_buffers, multipart, unpack_header
-from ...protocol.messages import Message, Rejected
+from ...protocol.messages import Message, Pong, Rejected
 from .clients import Clients, Peer, check_outbox
 from .reactor import Reactor
 
@@ -27,6 +27,8 @@ _HIGH_WATER: Final = 1000
 _READ_AT_ONCE: Final = 64
 #: How often a full peer is tried again: ZeroMQ does not tell when one peer of a ROUTER has room.
 _RETRY_S: Final = 0.005
+#: How often peers that say nothing are told something: only then a ROUTER tells that one is gone.
+_LOOK_S: Final = 5.0
 #: Buffers from here on are handed to ZeroMQ without a copy.
 _NO_COPY_BYTES: Final = 64 * 1024
 _HEARTBEAT_MS: Final = 2000
@@ -137,6 +139,11 @@ class ZmqPeer(Peer):
                 self._outbox_bytes -= sum(map(len, self._outbox.popleft()))
         return True
 
+    def look(self) -> None:
+        """Find out whether it is still there; what it is told it may ignore."""
+        if not self._outbox:
+            self._try(multipart(Pong()))
+
     def reject(self, rejected: Rejected) -> None:
         """See `Peer`; one that has no room for it hears it when it next sends something."""
         self._outbox.clear()
@@ -173,6 +180,7 @@ class ZmqServer:
         self._context = zmq.Context()
         self._routers: dict[ZmqTransport, _Router] = {}
         self._full: dict[ZmqPeer, None] = {}
+        self._is_looking = False
 
     def bind(self, transport: ZmqTransport, endpoint: str) -> None:
         """Listen at an endpoint.
@@ -222,6 +230,7 @@ class ZmqServer:
         peer = router.peers.get(identity)
         if peer is None:
             peer = router.peers[identity] = ZmqPeer(router, identity, self)
+            self._look_later()
         try:
             if not frames:
                 raise InvalidRequest("an empty message")
@@ -233,6 +242,19 @@ class ZmqServer:
             self._clients.reject(peer, error)
         else:
             self._clients.take(peer, message, buffers)
+
+    def _look_later(self) -> None:
+        if not self._is_looking:
+            self._is_looking = True
+            self._reactor.call_at(time.monotonic() + _LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """Forget the peers that have gone without a word."""
+        self._is_looking = False
+        for peer in [peer for router in self._routers.values() for peer in router.peers.values()]:
+            peer.look()
+        if any(router.peers for router in self._routers.values()):
+            self._look_later()
 
     def _retry(self) -> None:
         for peer in list(self._full):

@@ -16,6 +16,7 @@ from typing import Final
 
 from ...protocol.channel import Channel, Delivery
 from ...protocol.errors import InvalidRequest, PoolError
+from ...protocol.limits import MAX_OUTBOX_BYTES, MAX_OUTBOX_MESSAGES
 from ...protocol.messages import Message, Refused
 from .reactor import Reactor
 
@@ -23,6 +24,8 @@ _PEERCRED: Final = struct.Struct("3i")
 #: Linux's SO_PEERPIDFD (6.5); Python's socket module does not name it.
 _SO_PEERPIDFD: Final = 77
 _BACKLOG: Final = 256
+#: Messages of one connection that are handled in one turn, so that others get theirs in between.
+_READ_AT_ONCE: Final = 64
 
 
 class Connection:
@@ -85,11 +88,18 @@ class ControlServer:
         return connection
 
     def send(self, connection: Connection, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send a message; if the process is just ending, that will be noticed."""
-        if connection in self.connections:
-            with contextlib.suppress(OSError):
-                connection.channel.send(message, fds=fds)
-                self._reactor.wants_to_write(connection.channel)
+        """Send a message; if the process is just ending, that will be noticed.
+
+        One that does not read what it is sent is hung up on.
+        """
+        if connection not in self.connections:
+            return
+        channel = connection.channel
+        with contextlib.suppress(OSError):
+            channel.send(message, fds=fds)
+            self._reactor.wants_to_write(channel)
+        if channel.unsent_messages > MAX_OUTBOX_MESSAGES or channel.unsent_bytes > MAX_OUTBOX_BYTES:
+            self.end(connection)
 
     def end(self, connection: Connection) -> None:
         """Hang up."""
@@ -140,10 +150,15 @@ class ControlServer:
         self.add(Channel(sock), pid, pidfd, is_owner=False)
 
     def _readable(self, connection: Connection) -> None:
+        if connection not in self.connections:
+            return
         try:
-            for delivery in connection.channel.arrived():
+            for count, delivery in enumerate(connection.channel.arrived(), 1):
                 self._received(connection, delivery)
                 if connection not in self.connections:
+                    return
+                if count == _READ_AT_ONCE and connection.channel.has_arrived:
+                    self._reactor.call_soon(lambda: self._readable(connection))
                     return
         except PoolError as error:
             self.send(connection, Refused(error.to_record()))

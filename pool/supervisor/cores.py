@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..core.core import Core, Position
+from ..core.core import Core
 from ..core.ledger import Allowance
 from ..core.mailboxes import Budget
+from ..core.position import Position
 from ..settings import Settings
+from .history import Known
 
 
-def make_cores(settings: Settings, total_bytes: int, history: Mapping[str, Mapping[str, int]]) -> list[Core]:
+def make_cores(settings: Settings, total_bytes: int, known: Known) -> list[Core]:
     """Return a core for each device; the first is the host of the others.
 
     Args:
         settings: of the pool.
         total_bytes: what the machine, or the container, has.
-        history: as for `Core`.
+        known: what earlier pools have seen.
     """
     mailboxes = Budget(settings.mailbox_bytes, settings.mailbox_total_bytes)
     cores: list[Core] = []
@@ -27,13 +27,14 @@ def make_cores(settings: Settings, total_bytes: int, history: Mapping[str, Mappi
             Core(
                 own.workers,
                 own.slots,
-                history,
+                known.needs,
                 mailboxes,
                 own.slot_bytes,
                 Allowance(total_bytes, device.budget_bytes, device.reserve_bytes),
                 own.max_private_bytes,
                 own.least_workers,
                 Position(name, index, len(settings.devices), host),
+                loads=known.loads,
                 is_adaptive=bool(own.adaptive),
             )
         )

@@ -16,6 +16,21 @@ _Table: TypeAlias = dict[type, Callable[[Any, Any, list[Any]], events.Event]]
 
 _SOURCES: Final = ("frozen", "factory", "import", "path")
 
+#: What options of a model are; those that no one knows here are for whoever builds it.
+_OPTIONS: Final[dict[str, tuple[type, ...]]] = {
+    **dict.fromkeys(
+        (
+            "method", "residency", "sharing", "workspace", "on_overflow", "collate", "split", "weights", "dtype",
+            "task", "prepare",
+        ),
+        (str,),
+    ),
+    **dict.fromkeys(("grad", "warm", "adaptive", "pin", "trusted", "divide"), (bool,)),
+    **dict.fromkeys(("max_batch", "max_queue", "min_workers", "max_workers", "replicas", "size_bytes"), (int,)),
+    **dict.fromkeys(("share", "max_wait_ms"), (int, float)),
+    "devices": (list,),
+}  # fmt: skip
+
 #: From a client, over a unix stream or ZeroMQ.
 FROM_CLIENT: Final[_Table] = {
     messages.Submit: events.Submitted,
@@ -45,6 +60,7 @@ FROM_CHILD: Final[_Table] = {
     messages.ThawFailed: lambda child, one, _: events.SetThawed(child, one.weight_set, 0, {}, one.error),
     messages.Forgot: lambda child, one, _: events.SetForgotten(child, one.weight_set, one.unmapped),
     messages.Used: lambda child, one, _: events.SlotUsed(child, one),
+    messages.ExpectModel: lambda child, one, _: events.ModelExpected(child, one.name, one.devices, one.size_bytes),
     messages.ModelBuilt: lambda child, one, _: events.ModelBuilt(child, one),
     messages.BuildFailed: lambda child, one, _: events.BuildFailed(child, one.error),
     messages.Yielded: lambda child, one, buffers: events.ItemYielded(child, one.attempt, one.body, buffers),
@@ -73,6 +89,13 @@ def check_declared(load: messages.LoadModel) -> None:
         PoolError: its name or source is none, or the manifest of a frozen model does not fit its regions.
     """
     check_name("model", load.name)
+    if not all(type(part) is bytes for part in load.example):
+        raise InvalidRequest(f"{load.name}: its example must be the body and the buffers of a request, all bytes")
+    for key, value in load.options.items():
+        kinds = _OPTIONS.get(key, ())
+        if kinds and type(value) not in kinds:
+            named = " or ".join(kind.__name__ for kind in kinds)
+            raise InvalidRequest(f"{load.name}: {key} must be {named}, not {type(value).__name__}: {value!r:.100}")
     if load.source not in _SOURCES:
         raise InvalidRequest(f"source {load.source!r}; known are {', '.join(_SOURCES)}")
     if load.source != "frozen":

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
+from ...protocol.errors import PoolBusy
 from ..core import events
 from ..core.devices import Devices
 from ..core.numbers import device_of
@@ -26,6 +27,11 @@ from .shelf import Shelf
 _SOON_S: Final = 1.0
 #: How often it is measured anyhow.
 _ANYHOW_S: Final = 10.0
+#: So many may wait to be told what processes take.
+MOST_ASKED: Final = 1000
+
+#: Called with what each process is, and what it takes.
+Then: TypeAlias = Callable[[dict[int, str], "dict[int, ProcessMemory]"], None]
 
 
 class _Figures(NamedTuple):
@@ -69,6 +75,8 @@ class Meter:
         self._has_happened = True
         self._measured_at = 0.0
         self._processes_last: dict[int, ProcessMemory] = {}
+        self._asked: list[Then] = []
+        self._is_answering = False
 
     def start(self) -> None:
         """Tell what the machine has, and measure from now on."""
@@ -94,12 +102,32 @@ class Meter:
                 roles[child.pid] = child.role
         return roles
 
-    def measure_exactly(self, then: Callable[[dict[int, ProcessMemory]], None]) -> None:
-        """Measure every process now; call ``then`` with what each takes, once the core knows it too."""
+    def measure_exactly(self, then: Then) -> None:
+        """Measure every process; call ``then`` with what each is, and takes, by pid, once the core knows it too.
+
+        All who ask while one such measurement is under way get the next.
+
+        Raises:
+            PoolBusy: too many wait for that.
+        """
+        if len(self._asked) >= MOST_ASKED:
+            raise PoolBusy(f"{MOST_ASKED:,} questions about memory wait already; try again later")
+        self._asked.append(then)
+        if not self._is_answering:
+            self._answer_asked()
+
+    def _answer_asked(self) -> None:
+        asked, self._asked = self._asked, []
+        self._is_answering = True
+        roles = self.roles()
 
         def measured(figures: _Figures) -> None:
+            self._is_answering = False
             self._tell(figures)
-            then(figures.processes)
+            for then in asked:
+                then(roles, figures.processes)
+            if self._asked:
+                self._answer_asked()
 
         self._background.do(self._measuring(is_exact=True), measured)
 

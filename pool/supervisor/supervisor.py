@@ -64,7 +64,6 @@ class Supervisor:
         self._events: deque[events.Event] = deque()
         self._is_handling = False
         self._connections: dict[Peer, Connection] = {}
-        self._tokens: dict[bytes, Connection] = {}
         self._reactor = Reactor()
         machine = self._machine = LinuxMachine()
         self._shelf = Shelf(
@@ -82,7 +81,7 @@ class Supervisor:
         self._control = ControlServer(self._reactor, received=self._from_caller, ended=self._caller_ended)
         self._clients = Clients(
             settings.name,
-            settings.workers,
+            sum(settings.on(device).workers for device in settings.devices),
             received=self._from_client,
             joined=self._client_joined,
             left=self._client_left,
@@ -165,6 +164,7 @@ class Supervisor:
             instructions.GrowRegion: self._shelf.grow,
             instructions.EmptyRegion: self._shelf.empty,
             instructions.Remember: self._history.remember,
+            instructions.RememberLoad: self._history.remember_load,
             instructions.FreeRegions: lambda one: self._free(one.regions),
             instructions.MoveRegions: self._mover.move,
             instructions.ToZygote: lambda one: self._processes.zygotes[one.device].tell(
@@ -203,8 +203,7 @@ class Supervisor:
 
     # --- clients --------------------------------------------------------------------------------------------
 
-    def _client_joined(self, peer: Peer, token: bytes) -> None:
-        connection = self._tokens.pop(token, None)
+    def _client_joined(self, peer: Peer, connection: Connection | None) -> None:
         if connection is not None:
             self._connections[peer] = connection
         self.feed(events.ClientJoined(peer, connection))
@@ -246,8 +245,7 @@ class Supervisor:
             return
         delivery.close_fds()  # no other message has any
         if isinstance(message, messages.Admit):
-            token = self._clients.make_token()
-            self._tokens[token] = caller
+            token = self._clients.make_token(caller)
             endpoint = ipc_endpoint(self._directory.join(REQUESTS))
             self._control.send(caller, messages.Admitted(token, endpoint, self.settings.name))
         elif isinstance(message, messages.Hello):
@@ -272,8 +270,7 @@ class Supervisor:
     def _caller_ended(self, caller: Connection) -> None:
         for peer in [peer for peer, connection in self._connections.items() if connection is caller]:
             self._clients.drop(peer)
-        for token in [token for token, connection in self._tokens.items() if connection is caller]:
-            del self._tokens[token]
+        self._clients.void_tokens(caller)
         self.feed(events.CallerLeft(caller))
         if caller.is_owner:
             self._reactor.stop()

@@ -99,13 +99,13 @@ def test_weights_come_from_files_and_what_models_share_is_told(tmp_path):
         lines = onecopy("memory").stdout.splitlines()
         assert "locked: each worker builds it anew around the one copy, because it cannot be pickled" in lines
         rows = [re.split(r" {2,}", line.strip()) for line in lines]
-        titles = ["model", "state", "lies in", "size", "own", "shared with", "private per worker", "workers"]
-        assert [*titles, "attached", "evicted"] in rows
+        titles = ["model", "device", "state", "lies in", "size", "own", "shared with", "private per worker"]
+        assert [*titles, "workers", "attached", "evicted"] in rows
         [built] = [row for row in rows if row[0] == "built"]
-        assert built[:6] == ["built", "ready", "memory", "1.0 MB", "0 B", "saved 1.0 MB"]
-        assert built[7:] == ["1", "0", "0"]
+        assert built[:7] == ["built", "cpu", "ready", "memory", "1.0 MB", "0 B", "saved 1.0 MB"]
+        assert built[8:] == ["1", "0", "0"]
         [mapped] = [row for row in rows if row[0] == "mapped"]
-        assert mapped[2] == "file"
+        assert mapped[3] == "file"
 
 
 def test_over_tcp_models_run_but_neither_code_nor_control_travels(tmp_path):

@@ -156,7 +156,8 @@ def check_models(core: Core) -> None:
         for caller in version.waiting_for_load + version.waiting_to_attach:
             assert _is_coming(core, version), f"{caller} waits for {version} in vain"
     if fleet.can_fork:
-        assert not fleet._waiting_loaders or len(fleet._loaders) == MAX_LOADERS, "a loader is not forked"
+        may_wait = len(fleet._loaders) == MAX_LOADERS or core.ledger.is_expecting
+        assert not fleet._waiting_loaders or may_wait, "a loader is not forked"
         assert fleet.zygote.is_complete, "nobody has the zygote thaw what it lacks"
         assert library.warming._trial or not library.warming._untried, "nobody tries what is to be warm"
     if fleet.can_fork and not fleet.is_pausing:

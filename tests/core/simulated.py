@@ -239,6 +239,8 @@ class SimulatedLoader(Child):
     def handle(self, message: object, regions: tuple[object, ...]) -> None:
         if isinstance(message, messages.BuildModel):
             self.plan = self.world.load_plans[message.pickled]
+            self.name = message.name
+            self.room = dict(message.options.get("room", {}))
             self.later(self.plan.seconds, self._built)
         else:
             assert isinstance(message, messages.RegionsGranted)
@@ -251,11 +253,23 @@ class SimulatedLoader(Child):
             self.die("exit code 0", told_in_s=EXIT_S)
         else:
             self.numbers = [0] * len(self.plan.wants)
+            self.devices = [self._take_room(size_bytes) for size_bytes, _ in self.plan.wants]
             self._ask(list(range(len(self.plan.wants))))
+
+    def _take_room(self, size_bytes: int) -> str:
+        """Return the device that a region of a model that is divided goes to; empty: it is not."""
+        if not self.room:
+            return ""
+        device = max(self.room, key=lambda name: self.room[name])
+        self.room[device] -= size_bytes
+        return device
 
     def _ask(self, places: list[int]) -> None:
         if places:
-            self.asked = places
+            device = self.devices[places[0]]
+            places = self.asked = [place for place in places if self.devices[place] == device]
+            if device:
+                self.world.feed(events.ModelExpected(self.number, self.name, [device], 0))
             self.world.feed(events.RegionsNeeded(self.number, [self.plan.wants[place] for place in places]))
         else:
             self._all_written()

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from onecopy.pool.core import events
 from onecopy.pool.core.devices import Devices
 from onecopy.pool.core.ledger import Allowance
+from onecopy.protocol.messages import Thaw
 
 MB = 1_000_000
 #: Of each device; nothing else takes memory in these worlds.
@@ -105,9 +106,61 @@ def test_a_model_that_does_not_fit_goes_to_the_next_device_with_all_that_waits_f
     assert codes == ["reply"] * 3
 
 
+def test_a_model_that_fits_on_no_device_is_divided_among_them():
+    pool = several()
+    loaded = pool.host.load("large", plan=sized(*[MB * 7 // 2] * 4))
+    number = pool.host.submit("large")
+    pool.pass_time(3.0)
+    assert pool.host.outcome(loaded) == "done"
+    assert pool.host.code(number) == "reply"
+    assert [world.core.ledger.accounts()["weights"] for world in pool.worlds] == [7 * MB, 7 * MB]
+    (home,) = [world for world in pool.worlds if "large" in world.core.library.models]
+    version = home.core.library.models["large"].current
+    thaw = next(one for one in home.instructions if isinstance(getattr(one, "message", None), Thaw))
+    assert thaw.regions == version.layout
+    assert len(version.layout) == 4
+    part = f"large+{version.number}"
+    assert "no model" in pool.host.inboxes["ann"].get(pool.host.submit(part)).error["message"]
+    evicted = pool.host.evict("large")
+    assert "it is divided among devices" in pool.host.answers[evicted].error["message"]
+    pool.host.unload("large")
+    pool.pass_time(3.0)
+    assert [world.core.ledger.accounts()["weights"] for world in pool.worlds] == [0, 0]
+    assert not pool.host.store.open_fds
+    assert not pool.devices._parts
+
+
+def test_it_is_not_divided_where_it_is_not_to_be():
+    pool = several()
+    loaded = pool.host.load("large", plan=sized(*[4 * MB] * 4), divide=False)
+    pool.pass_time(3.0)
+    assert pool.host.outcome(loaded) == "out_of_budget"
+
+
+@pytest.mark.parametrize("after_s", [0.01, 0.06, 0.11, 0.16, 0.21, 0.26, 0.31])
+@pytest.mark.parametrize("how", ["the loader dies", "it is unloaded"])
+def test_whenever_dividing_ends_nothing_of_it_is_left(after_s, how):
+    pool = several()
+    pool.host.load("large", plan=sized(*[MB * 7 // 2] * 4))
+    pool.pass_time(0.4)  # until the second device has refused it, too
+    pool.pass_time(after_s)
+    if how == "it is unloaded":
+        pool.host.unload("large")
+    for world in pool.worlds:
+        for loader in world.loaders():
+            if how == "the loader dies":
+                loader.die("SIGKILL")
+    pool.pass_time(5.0)
+    pool.host.unload("large")
+    pool.pass_time(5.0)
+    assert [world.core.ledger.used_bytes for world in pool.worlds] == [0, 0]
+    assert not pool.host.store.open_fds
+    assert not pool.devices._parts
+
+
 def test_what_fits_nowhere_is_refused_with_the_numbers_of_each_device():
     pool = several()
-    loaded = pool.host.load("large", plan=sized(11 * MB))
+    loaded = pool.host.load("large", plan=sized(11 * MB), divide=False)
     number = pool.host.submit("large")
     pool.pass_time(2.0)
     assert pool.host.outcome(loaded) == "out_of_budget"
@@ -175,6 +228,7 @@ def test_it_finishes_once_when_all_devices_have():
 
 def test_every_kind_of_event_has_its_way():
     kinds = set(events.Event.__args__) - {events.ModelArrived, events.ModelExpected, events.ModelDeclared}
+    kinds -= {events.ModelBuilt, events.PartReleased}
     routed = set(Devices([several().worlds[0].core])._routes)
     assert kinds - routed == {events.ModelRemoved, events.ModelPinned, events.ModelEvicted}
 
@@ -184,7 +238,7 @@ CLIENTS = st.sampled_from(["ann", "bob"])
 STEPS = st.one_of(
     st.tuples(
         st.just("load"), NAMES, st.sampled_from([[], ["cpu:0"], ["cpu:1"], ["cpu:2", "cpu:0"]]),
-        st.sampled_from([1, 2]), st.sampled_from([0, 3, 6, 9, 12]), st.sampled_from([0, 6]), st.booleans(),
+        st.sampled_from([1, 2]), st.sampled_from([0, 3, 6, 9, 12, 24]), st.sampled_from([0, 6]), st.booleans(),
     ),
     st.tuples(st.just("submit"), NAMES, CLIENTS, st.integers(1, 20), st.sampled_from([0.0, 0.5]), st.booleans()),
     st.tuples(st.just("kill"), st.sampled_from(["worker", "loader", "zygote"]), st.integers(0, 5)),
@@ -223,7 +277,8 @@ def run_step(pool, step, asked, callers):
     if kind == "load":
         name, devices, replicas, size, hint, is_eager = rest
         options = {"replicas": replicas, **({"devices": devices} if devices else {})}
-        plan = LoadPlan(seconds=0.1, wants=((size * MB, name.encode() * 16),) if size else ())
+        parts = tuple((size * MB // 3, f"{name}{part}".encode() * 8) for part in range(3) if size)
+        plan = LoadPlan(seconds=0.1, wants=parts)
         callers.append(pool.host.load(name, eager=is_eager, plan=plan, size_bytes=hint * MB, **options))
     elif kind == "submit":
         name, client, count, timeout_s, has_session = rest

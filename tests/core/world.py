@@ -27,6 +27,7 @@ from core.simulated import (
     Zygote,
 )
 from onecopy.pool.core import events, instructions
+from onecopy.pool.core.seen import Seen
 from onecopy.pool.memory.base import Region
 from onecopy.pool.memory.fake import FakeStore
 from onecopy.protocol import messages
@@ -77,6 +78,7 @@ class World:
         self.attached: dict[str, tuple[int, ...]] = {}
         self.reports: list[str] = []
         self.remembered: list[instructions.Remember] = []
+        self.loads_seen: dict[str, Seen] = {}
         self.is_finished = False
         self.regions: dict[int, Region] = {}
         self.mailing = Mailing(self)
@@ -102,6 +104,7 @@ class World:
             instructions.MoveRegions: self._move,
             instructions.EmptyRegion: lambda one: self.store.empty(self.regions[one.region], one.kept_bytes),
             instructions.Remember: lambda one: self.remembered.append(one),
+            instructions.RememberLoad: lambda one: self.loads_seen.update({one.load_key: one.seen}),
             instructions.ToZygote: lambda one: self.zygote and self.zygote.order(one.message, one.regions),
             instructions.ReplaceZygote: lambda _: self._replace_zygote(),
             instructions.Report: lambda one: self.reports.append(one.text),

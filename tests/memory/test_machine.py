@@ -210,3 +210,16 @@ def test_quotas_of_version_1_limit_too(tree, quota, cores):
     tree.write("sys/fs/cgroup/cpu,cpuacct/inner/cpu.cfs_quota_us", quota)
     tree.write("sys/fs/cgroup/cpu,cpuacct/inner/cpu.cfs_period_us", 100_000)
     assert tree.machine.cores() == cores
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_nodes_have_the_cores_that_the_process_may_use_and_their_memory(tree):
+    assert tree.machine.numa_nodes() == {}
+    for number, cores in ((0, "0-2,5"), (1, "3-4,6-12"), (10, "20-23")):
+        tree.write(f"sys/devices/system/node/node{number}/cpulist", cores)
+        tree.write(f"sys/devices/system/node/node{number}/meminfo", f"Node {number} MemTotal:  {number + 7} kB")
+    tree.write("sys/devices/system/node/possible", "0-10")
+    nodes = tree.machine.numa_nodes()
+    assert list(nodes) == [0, 1, 10]
+    assert [node.cores for node in nodes.values()] == [(0, 1, 2, 5), (3, 4, 6, 7), ()]
+    assert [node.memory_bytes for node in nodes.values()] == [7 * 1024, 8 * 1024, 17 * 1024]

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from device_models import Where
+from device_models import Deep, Where
 from leftovers import wait_until
 from onecopy.pool import ConfigError, InvalidRequest, Model, OutOfBudget, Pool, environment, plan
 from standalone import onecopy, standalone
@@ -123,7 +123,7 @@ def test_what_does_not_fit_on_one_device_goes_to_the_next_and_what_fits_on_none_
         pool.load("large", Model(Where, kwargs={"size_bytes": size}))
         assert homes(pool, "large") == ["cpu:1"]
         assert torch.equal(pool.run("large", X), answer(0, size))
-        with pytest.raises(OutOfBudget, match=r"on cpu:0, and .*on cpu:1, and "):
+        with pytest.raises(OutOfBudget, match=r" on cpu:0, [\d,]+ on cpu:1, .* too few, however it is divided"):
             pool.load("too-large", Model(Where, kwargs={"size_bytes": 800 * MIB}))
 
 
@@ -213,3 +213,51 @@ def test_a_plan_tells_where_models_would_go():
     assert {one.name: one.device for one in made.models}["b"] == "cpu:1"
     assert sum(one.weights_bytes for one in made.devices) == 400 * MIB
     assert made.fits, made
+
+
+# --- what fits on no device ----------------------------------------------------------------------------------
+
+
+LAYERS, WIDTH = 40, 2048  # of 16 MiB each: 640 MiB, more than is left beside the processes
+TIGHT = {"cpu:0": {"budget": "680MiB", "workers": 1}, "cpu:1": {"budget": "680MiB", "workers": 1}}
+
+
+@pytest.fixture
+def deep(tmp_path):
+    """A model that is larger than either device, and its weights in a file."""
+    from safetensors.torch import save_file
+
+    model = Deep(LAYERS, WIDTH)
+    path = str(tmp_path / "deep.safetensors")
+    save_file(model.state_dict(), path)
+    return model, path
+
+
+def test_a_model_that_fits_on_no_device_is_divided_and_answers_as_it_would_undivided(deep):
+    model, path = deep
+    x = torch.linspace(-1, 1, 3 * WIDTH).reshape(3, WIDTH)
+    wanted = Model(Deep, args=(LAYERS, WIDTH), weights=path)
+    with Pool({"small": Model(Where, kwargs={"seed": 1})}, devices=TIGHT, threads=1) as pool:
+        pool.run("small", X)
+        pool.load("deep", wanted)
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            assert torch.equal(pool.run("deep", x), model(x))
+        parts = [one for one in pool.memory().weights if one.model == "deep"]
+        assert sorted(one.device for one in parts) == ["cpu:0", "cpu:1"]
+        assert sum(one.size_bytes for one in parts) >= LAYERS * WIDTH * WIDTH * 4
+        assert all(one.used_bytes <= one.limit_bytes for one in pool.memory().devices), pool.memory()
+        assert len(homes(pool, "deep")) == 1
+        assert "it fits on no device alone, and is divided" in "\n".join(pool.status().notes)
+        (home,) = homes(pool, "deep")
+        (worker,) = [one.pid for one in pool.status().workers if one.device == home]
+        os.kill(worker, signal.SIGKILL)
+        with torch.inference_mode():
+            assert torch.equal(pool.run("deep", x), model(x)), "the next worker maps both parts, too"
+        pool.unload("deep")
+        assert not [one for one in pool.memory().weights if one.model == "deep"]
+        assert all(device.accounts["weights"] <= 2 * MIB for device in pool.memory().devices)
+        with pytest.raises(OutOfBudget, match="too few, however it is divided"):
+            pool.load("deeper", Model(Deep, args=(3 * LAYERS, WIDTH)))
+        with pytest.raises(OutOfBudget, match=r"on cpu:., and .*on cpu:., and "):
+            pool.load("deep", Model(Deep, args=(LAYERS, WIDTH), weights=path, divide=False))

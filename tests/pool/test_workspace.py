@@ -257,7 +257,7 @@ def test_a_broken_history_is_told_and_replaced(content):
     with Pool(Slotted()) as pool:
         assert any("what earlier runs needed is not known" in note for note in pool.status().notes)
         pool.model("model", method="use")(100 * MIB)
-    assert json.loads(Path(path).read_text())["version"] == 1
+    assert json.loads(Path(path).read_text())["version"] == 2
 
 
 def test_threads_and_cores_of_slots_never_exceed_those_there_are():
