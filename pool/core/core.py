@@ -25,7 +25,7 @@ from .fleet import Fleet
 from .instructions import Finish, Instruction, SignalChild, ToCaller, ToChild
 from .intake import Intake
 from .ledger import NO_ALLOWANCE, Allowance, Ledger
-from .library import Departure, Library
+from .library import Library
 from .loading import Loading
 from .mailboxes import NO_BUDGET, Budget, Mailboxes
 from .numbers import Numbers
@@ -54,6 +54,7 @@ class Core:
         max_private_bytes: a worker that has more private memory is replaced between its runs; 0: however much.
         least_workers: how many there shall be at least; 0: always as many.
         position: which of the pool's devices this is.
+        host: the core of the first device, in whose memory mailboxes lie; None: this is it.
         loads: what loads were seen to take, by their key; the first device's are those of all.
         is_adaptive: whether fewer workers than that may hold work, if that brings more done.
 
@@ -74,11 +75,12 @@ class Core:
         max_private_bytes: int = 0,
         least_workers: int = 0,
         position: Position = ALONE,
+        host: Core | None = None,
         *,
         loads: Mapping[str, Seen] | None = None,
         is_adaptive: bool = False,
     ) -> None:
-        host, numbers = position.host, (position.index, position.count)
+        numbers = (position.index, position.count)
         self.name = position.name
         self.elsewhere: Callable[[Model, Record], bool] = lambda *_: False
         self._out: list[Instruction] = host._out if host else []  # mailboxes are of all devices
@@ -228,14 +230,14 @@ class Core:
         self._collect_ready(now)
 
     def _model_arrived(self, event: events.ModelArrived, now: float) -> None:
-        model = self.library.arrive(event.departure)
-        for request in event.departure.requests:
+        model = self.library.arrive(event)
+        for request in event.requests:
             self.requests.adopt(request)
             model.unanswered += 1
             self.schedule.add(model, request, now)
         self.library.need(model.current)
 
-    def depart(self, model: Model) -> Departure:
+    def depart(self, model: Model) -> events.ModelArrived:
         """Let a model go that another device shall load, with all that waits for it."""
         departure = self.library.depart(model)
         for request in departure.requests:

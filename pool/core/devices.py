@@ -198,10 +198,10 @@ class Devices:
         def take(model: Model, error: Record) -> bool:
             if not self._homes.takes_elsewhere(model, core, error):
                 return False
-            departure = core.depart(model)
-            other, options = self._homes.next_for(departure.load)  # now that what it had there is free
-            load = departure.load._replace(options=options)
-            self._arrivals.append((other, events.ModelArrived(departure._replace(load=load))))
+            arrival = core.depart(model)
+            other, options = self._homes.next_for(arrival.load)  # now that what it had there is free
+            load = arrival.load._replace(options=options)
+            self._arrivals.append((other, arrival._replace(load=load)))
             return True
 
         return take

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ...protocol.messages import LoadModel, Record, Submit, Used
 from ...protocol.messages import ModelBuilt as Built
 from .regions import FileIdentity, FillerKey, Tier
-
-if TYPE_CHECKING:
-    from .library import Departure
 
 #: Whatever the outside uses to address a client; the core only compares it.
 ClientKey: TypeAlias = Any
@@ -90,9 +87,15 @@ class ModelExpected(NamedTuple):
 
 
 class ModelArrived(NamedTuple):
-    """A model comes from a device that has no room for it."""
+    """A model comes from a device that has no room for it, with all that waits for it there.
 
-    departure: Departure
+    ``requests`` are those of that device, accepted and not answered.
+    """
+
+    load: LoadModel
+    waiting_for_load: list[CallerKey]
+    waiting_to_attach: list[CallerKey]
+    requests: list[Any]
 
 
 class PartReleased(NamedTuple):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ...protocol.errors import InvalidRequest, ModelNotFound, PoolError
 from ...protocol.messages import BuildModel, Done, LoadModel, Message, ModelBuilt, Record, Refused
 from .admission import Admission
-from .events import CallerKey
+from .events import CallerKey, ModelArrived
 from .fleet import Fleet
 from .holdings import Holdings
 from .instructions import Instruction, Report, ToCaller
@@ -18,15 +16,6 @@ from .seen import Seen, merged
 from .warming import Warming
 from .weights import Model, WeightSet
 from .workspace import Workspace
-
-
-class Departure(NamedTuple):
-    """A model that leaves for another device, before it was loaded, and what waits for it."""
-
-    load: LoadModel
-    waiting_for_load: list[CallerKey]
-    waiting_to_attach: list[CallerKey]
-    requests: list[Request]
 
 
 class Library:
@@ -143,13 +132,13 @@ class Library:
         is_new = not version.evictions and version.life.state == "building" and version.loader in self._loaders
         return is_new and model.successor is None and not model.is_leaving
 
-    def depart(self, model: Model) -> Departure:
+    def depart(self, model: Model) -> ModelArrived:
         """Let a model go that is being built, with all that waits for it; its requests are still this device's."""
         version = model.current
         del self._loaders[version.loader]
         self.holdings.let_go(version.loader)
         self._fleet.give_up_loader(version.loader)
-        departure = Departure(
+        departure = ModelArrived(
             version.load, version.waiting_for_load[:], version.waiting_to_attach[:], list(model.queue)
         )
         version.waiting_for_load.clear()
@@ -158,12 +147,12 @@ class Library:
         self.holdings.retire(version, Done("it is on another device"))
         return departure
 
-    def arrive(self, departure: Departure) -> Model:
+    def arrive(self, arrived: ModelArrived) -> Model:
         """Take in a model that comes from another device."""
-        version = self.holdings.add(departure.load)
-        version.waiting_for_load += departure.waiting_for_load
-        version.waiting_to_attach += departure.waiting_to_attach
-        model = self.models[departure.load.name] = Model(departure.load.name, version)
+        version = self.holdings.add(arrived.load)
+        version.waiting_for_load += arrived.waiting_for_load
+        version.waiting_to_attach += arrived.waiting_to_attach
+        model = self.models[arrived.load.name] = Model(arrived.load.name, version)
         return model
 
     # --- loading ------------------------------------------------------------------------------------------

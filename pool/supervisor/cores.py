@@ -33,7 +33,8 @@ def make_cores(settings: Settings, total_bytes: int, known: Known) -> list[Core]
                 Allowance(total_bytes, device.budget_bytes, device.reserve_bytes),
                 own.max_private_bytes,
                 own.least_workers,
-                Position(name, index, len(settings.devices), host),
+                Position(name, index, len(settings.devices)),
+                host,
                 loads=known.loads,
                 is_adaptive=bool(own.adaptive),
             )

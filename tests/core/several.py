@@ -12,7 +12,6 @@ from core.world import World
 from onecopy.pool.core import events, instructions
 from onecopy.pool.core.core import Core, Position
 from onecopy.pool.core.devices import Devices
-from onecopy.pool.core.library import Departure
 from onecopy.pool.core.numbers import device_of
 from onecopy.pool.core.weights import Model
 
@@ -33,10 +32,10 @@ class CheckedDevice(CheckedCore):
     def handle(self, event: events.Event, now: float) -> list[instructions.Instruction]:
         self.now = now
         if isinstance(event, events.ModelArrived):
-            self._take_over(event.departure)
+            self._take_over(event)
         return self.feed(event)
 
-    def depart(self, model: Model) -> Departure:
+    def depart(self, model: Model) -> events.ModelArrived:
         departure = self.core.depart(model)
         for request in departure.requests:
             self.books._close((request.client, request.submit.request))
@@ -46,7 +45,7 @@ class CheckedDevice(CheckedCore):
         }  # fmt: skip
         return departure
 
-    def _take_over(self, departure: Departure) -> None:
+    def _take_over(self, departure: events.ModelArrived) -> None:
         for caller in (*departure.waiting_for_load, *departure.waiting_to_attach):
             self.books.callers[caller] = ""
         for request in departure.requests:
@@ -70,8 +69,8 @@ class DeviceWorld(World):
     def __init__(self, several: Several, index: int, host: Core | None, **options: object) -> None:
         self.several = several
         self.index = index
-        position = Position(f"cpu:{index}", index, several.count, host)
-        super().__init__(checked=CheckedDevice, position=position, **options)
+        position = Position(f"cpu:{index}", index, several.count)
+        super().__init__(checked=CheckedDevice, position=position, host=host, **options)
 
     @property
     def now(self) -> float:
