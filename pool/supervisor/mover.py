@@ -104,11 +104,11 @@ class Mover:
         self._moves: dict[int, _Move] = {}
         self._is_noted = False
 
-    def disk_bytes(self, is_meant: Callable[[int], bool]) -> int:
+    def disk_bytes(self, is_meant: Callable[[int], bool] = lambda _: True) -> int:
         """Return what the files of some regions take, those too that are in memory again."""
         return sum(file.size_bytes for number, file in self._files.items() if is_meant(number))
 
-    def evicted_bytes(self, is_meant: Callable[[int], bool]) -> int:
+    def evicted_bytes(self, is_meant: Callable[[int], bool] = lambda _: True) -> int:
         """Return the size of those of some regions that are on the disk alone."""
         return self.disk_bytes(lambda number: is_meant(number) and not self._shelf.has(number))
 

@@ -134,13 +134,13 @@ def test_a_region_leaves_memory_for_a_file_without_a_name_and_comes_back_as_it_w
     assert (told.regions, told.tier, told.error) == ((1,), "disk", None)
     assert told.seconds > 0
     assert hands.shelf.allocated_bytes() == 0
-    assert (hands.mover.evicted_bytes, hands.mover.disk_bytes) == (len(CONTENT), len(CONTENT))
+    assert (hands.mover.evicted_bytes(), hands.mover.disk_bytes()) == (len(CONTENT), len(CONTENT))
     assert os.listdir(hands.folder.path) == []
     told = hands.move(1, tier="memory")
     assert (told.regions, told.tier, told.error) == ((1,), "memory", None)
     assert hands.content_of(1) == CONTENT
     assert hands.shelf.allocated_bytes() >= len(CONTENT)
-    assert (hands.mover.evicted_bytes, hands.mover.disk_bytes) == (0, len(CONTENT))
+    assert (hands.mover.evicted_bytes(), hands.mover.disk_bytes()) == (0, len(CONTENT))
     assert hands.notes == []
 
 
@@ -171,7 +171,7 @@ def test_several_regions_are_told_of_when_all_are_there(hands):
         hands.fill(number, content)
     hands.move(2, 4, tier="disk")
     hands.move(1, 2, 3, 4, 5, tier="disk")
-    assert hands.mover.evicted_bytes == sum(map(len, contents.values()))
+    assert hands.mover.evicted_bytes() == sum(map(len, contents.values()))
     hands.move(*contents, tier="memory")
     assert {number: hands.content_of(number) for number in contents} == contents
 
@@ -204,7 +204,7 @@ def test_where_the_folder_is_in_memory_regions_stay_where_they_are():
         assert told.error["code"] == "out_of_budget"
         assert "is on tmpfs, which is memory itself" in told.error["message"]
         assert hands.content_of(1) == CONTENT
-        assert hands.mover.disk_bytes == 0
+        assert hands.mover.disk_bytes() == 0
 
 
 @contextmanager
@@ -229,7 +229,7 @@ def test_what_was_written_of_what_does_not_fit_on_the_disk_is_given_back(hands):
     assert told.error["code"] == "out_of_budget"
     assert "File too large" in told.error["message"]
     assert (hands.content_of(1), hands.content_of(2)) == (small, large)
-    assert (hands.mover.disk_bytes, hands.mover.evicted_bytes) == (0, 0)
+    assert (hands.mover.disk_bytes(), hands.mover.evicted_bytes()) == (0, 0)
     assert hands.move(1, 2, tier="disk").error is None  # there is room again
 
 
@@ -241,7 +241,7 @@ def test_without_memory_regions_stay_on_the_disk(hands):
     told = hands.move(1, 2, tier="memory")
     assert told.error["code"] == "out_of_budget"
     assert told.error["details"] == {"needed_bytes": 200_000, "available_bytes": 150_000}
-    assert (hands.mover.evicted_bytes, hands.shelf.allocated_bytes()) == (200_000, 0)
+    assert (hands.mover.evicted_bytes(), hands.shelf.allocated_bytes()) == (200_000, 0)
     hands.machine.used_bytes = 0
     assert hands.move(1, 2, tier="memory").error is None
 
@@ -253,7 +253,7 @@ def test_what_cannot_be_read_back_stays_on_the_disk_and_leaves_no_memory_behind(
     os.ftruncate(hands.mover._files[2].fd, 5000)
     told = hands.move(1, 2, tier="memory")
     assert "ends after 5,000 of 100,000 bytes" in told.error["message"]
-    assert (hands.mover.evicted_bytes, hands.shelf.allocated_bytes()) == (200_000, 0)
+    assert (hands.mover.evicted_bytes(), hands.shelf.allocated_bytes()) == (200_000, 0)
     assert hands.move(1, tier="memory").error is None
     assert hands.content_of(1) == CONTENT
 
@@ -278,7 +278,7 @@ def test_a_region_that_is_freed_on_its_way_out_is_gone(held):
     held.folder.may_go_on.set()
     held.wait_for(1)
     assert held.told[0].error is None
-    assert held.mover.disk_bytes == len(CONTENT)
+    assert held.mover.disk_bytes() == len(CONTENT)
     assert not held.shelf.has(1)
     assert held.move(2, tier="memory").error is None
     assert held.content_of(2) == CONTENT
@@ -288,7 +288,7 @@ def test_a_region_that_is_freed_once_it_is_out_leaves_no_file(hands):
     hands.fill(1, CONTENT)
     hands.move(1, tier="disk")
     hands.free(1)
-    assert (hands.mover.disk_bytes, hands.mover.evicted_bytes) == (0, 0)
+    assert (hands.mover.disk_bytes(), hands.mover.evicted_bytes()) == (0, 0)
     assert hands.move(1, tier="memory").error is None  # the order was under way when it was freed
     assert not hands.shelf.has(1)
 
@@ -307,7 +307,7 @@ def test_a_region_that_is_freed_on_its_way_back_is_gone(held):
     held.folder.may_go_on.set()
     held.wait_for(3)
     assert not held.shelf.has(1)
-    assert held.mover.disk_bytes == len(CONTENT)
+    assert held.mover.disk_bytes() == len(CONTENT)
     assert held.shelf.allocated_bytes() == 0
 
 
@@ -323,7 +323,7 @@ def test_closing_ends_what_is_under_way_at_the_next_chunk(tmp_path, monkeypatch)
         assert wait_until(lambda: not move.is_wanted)
         hands.folder.may_go_on.set()
         closing.join()
-        assert hands.mover.disk_bytes == 0
+        assert hands.mover.disk_bytes() == 0
         assert hands.told == []
         monkeypatch.setattr(hands.mover, "close", lambda: None)
 
@@ -368,6 +368,6 @@ def test_whatever_is_asked_for_in_whatever_order_content_stays_and_nothing_leaks
             else:
                 assert not hands.shelf.has(number)
         away = [number for number, where in place.items() if where.endswith("disk")]
-        assert hands.mover.evicted_bytes == sum(len(contents[number]) for number in away)
+        assert hands.mover.evicted_bytes() == sum(len(contents[number]) for number in away)
     gc.collect()
     assert set(os.listdir("/proc/self/fd")) == before
