@@ -1,12 +1,13 @@
-"""What a load is known by before anything is built, so that one that was measured tells of the next.
+"""What a load is known by before anything is built, so that one that was measured tells of the next; and its size.
 
-A digest of what decides what is built: source, arguments, hook, the options that change weights, and of files that
-are there size and time of change. Code goes by its name and its instructions, not by what it refers to: where that
-has changed, the figures of the last load are expected once more, and replaced by those of the next.
+The key is a digest of what decides what is built: source, arguments, hook, the options that change weights, and of
+files that are there size and time of change. Code goes by its name and its instructions, not by what it refers to:
+where that has changed, the figures of the last load are expected once more, and replaced by those of the next.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
@@ -38,16 +39,29 @@ def load_key(model: Model) -> str:
     return digest.hexdigest()
 
 
+def weights_bytes(model: Model) -> int:
+    """Return how large a model's weights are, as far as files tell; 0: they do not."""
+    path = model.weights or (model.source if model.kind == "path" else None)
+    if path is None or model.dtype is not None:
+        return 0
+    name = os.fspath(path)
+    if name.endswith(".json"):  # an index of the files beside it
+        name = os.path.dirname(name)
+    is_folder = os.path.isdir(name)
+    return sum(size for file, size, _ in _files(name) if not is_folder or file.endswith(".safetensors"))
+
+
 def _files(path: Any) -> Iterator[tuple[str, int, int]]:
-    """Yield name, size and time of change of a file, or of those in a folder."""
+    """Yield name, size and time of change of a file, or of those in a folder; what cannot be read is left out."""
     if not isinstance(path, str | os.PathLike):
         return
     name = os.fspath(path)
-    files = sorted(entry.path for entry in os.scandir(name)) if os.path.isdir(name) else [name]
-    for file in files:
-        if os.path.isfile(file):
-            status = os.stat(file)
-            yield file, status.st_size, status.st_mtime_ns
+    with contextlib.suppress(OSError):
+        files = sorted(entry.path for entry in os.scandir(name)) if os.path.isdir(name) else [name]
+        for file in files:
+            if os.path.isfile(file):
+                status = os.stat(file)
+                yield file, status.st_size, status.st_mtime_ns
 
 
 class _Digest:

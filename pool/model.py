@@ -245,22 +245,9 @@ class Model:
             options["divide"] = False
         if self.replicas > 1:
             options["replicas"] = self.replicas
-        if size_bytes := self._weights_file_bytes():
-            options["size_bytes"] = size_bytes
         if isinstance(self.prepare, str):
             options["prepare"] = self.prepare
         return options
-
-    def _weights_file_bytes(self) -> int:
-        """Return how large its weights are, as far as files tell; 0: they do not."""
-        path = self.weights or (self.source if self.kind == "path" else "")
-        if not path or self.dtype is not None:
-            return 0
-        folder = os.fspath(path)
-        files = [folder]
-        if os.path.isdir(folder):
-            files = [entry.path for entry in os.scandir(folder) if entry.name.endswith(".safetensors")]
-        return sum(os.path.getsize(file) for file in files if os.path.isfile(file))
 
 
 def full_source(text: str | os.PathLike[str], folder: str) -> str:

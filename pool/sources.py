@@ -10,7 +10,7 @@ from typing import Any, Final
 from ..protocol.errors import LoadFailed
 from ..protocol.messages import LoadModel
 from ..protocol.values import encode
-from .load_keys import load_key
+from .load_keys import load_key, weights_bytes
 from .model import Model
 
 #: It travels in one message's header.
@@ -37,7 +37,7 @@ def load_by_name(name: str, model: Model, paths: list[str], *, eager: bool = Fal
     prepare = model.prepare
     pickled = b"" if prepare is None or isinstance(prepare, str) else _pickled(name, "prepare", prepare)
     example = example_of(name, model)
-    options = _with_key(model, model.options)
+    options = _with_forecast(model, model.options)
     return LoadModel(name, model.kind, options, order, pickled, [], paths, [], eager, example)
 
 
@@ -50,7 +50,7 @@ def load_by_factory(name: str, model: Model, *, eager: bool) -> LoadModel:
     parts = (model.source, tuple(model.args), dict(model.kwargs), model.prepare)
     pickled = _pickled(name, "the factory", parts)
     example = example_of(name, model)
-    options = _with_key(model, plain_options(model))
+    options = _with_forecast(model, plain_options(model))
     return LoadModel(name, "factory", options, [], pickled, [], app_paths(), [], eager, example)
 
 
@@ -85,10 +85,10 @@ def plain_options(model: Model) -> dict[str, Any]:
     return options
 
 
-def _with_key(model: Model, options: dict[str, Any]) -> dict[str, Any]:
-    """Return options and, where there is one, what the load is known by."""
-    key = load_key(model)
-    return {**options, "load_key": key} if key else options
+def _with_forecast(model: Model, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options and, where they are known, the load's key and how large its weights are."""
+    forecast = {"load_key": load_key(model), "size_bytes": weights_bytes(model)}
+    return options | {key: value for key, value in forecast.items() if value}
 
 
 def _pickled(name: str, what: str, parts: Any) -> bytes:

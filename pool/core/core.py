@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ...protocol.errors import InvalidRequest, LoadFailed, RequestCancelled, SupervisorLost
 from ...protocol.messages import Leave, Record, Refused
@@ -114,7 +115,11 @@ class Core:
         )  # fmt: skip
         self.concurrency = Concurrency(slots, is_adaptive=is_adaptive)
         self._is_finished = False
-        self._handlers = {
+        self._handlers = self._table()
+
+    def _table(self) -> dict[type, Callable[[Any, float], None]]:
+        """Return what takes in each kind of event."""
+        return {
             events.ClientJoined: self.intake.joined,
             events.ClientLeft: self.intake.left,
             events.Submitted: self.intake.submitted,
@@ -172,10 +177,6 @@ class Core:
             self._tend(now)
         if self.stopping:
             self._go_on_stopping(now)
-        return self.flush()
-
-    def flush(self) -> list[Instruction]:
-        """Return what is to be done."""
         out = self._out[:]
         self._out.clear()
         return out

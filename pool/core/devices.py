@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from ...protocol.errors import PoolError
-from ...protocol.messages import Record, Refused
+from ...protocol.messages import Record
 from . import events
 from .core import Core
 from .events import Event
 from .homes import Homes
-from .instructions import Finish, Instruction, ToCaller
+from .instructions import Finish, Instruction
 from .joint import Joints
 from .numbers import device_of
 from .parts import Parts
@@ -168,17 +168,16 @@ class Devices:
         if len(homes) > 1 and submit.session:
             key = (submit.model, submit.session)
             homes = [core for core in homes if core.dispatch.sessions.has_session(*key)] or homes
-        return (min(homes, key=_load_of(submit.model)),) if homes else self.cores[:1]
+        return (min(homes, key=_wait_for(submit.model)),) if homes else self.cores[:1]
 
     # --- models ---------------------------------------------------------------------------------------------
 
     def _declare(self, event: events.ModelDeclared, now: float) -> list[Instruction]:
         try:
             homes = self._homes.choose(event)
-        except PoolError as error:
-            for core in self.cores:
-                core.library.holdings.let_go(event.caller)
-            return [*self.host.flush(), ToCaller(event.caller, Refused(error.to_record()))]
+        except PoolError as error:  # what was filled for it is free
+            refused = events.FillingFailed(event.caller, error.to_record())
+            return self._handle(self._of_filler(refused), refused, now)
         return self._of_homes(event, homes, now)
 
     def _of_homes(self, event: Any, homes: Sequence[Core], now: float) -> list[Instruction]:
@@ -216,6 +215,11 @@ class Devices:
         return [*out, Finish()] if all(core.is_finished for core in self.cores) else out
 
 
-def _load_of(name: str) -> Callable[[Core], float]:
-    """Return what tells how much a device has to do of a model, for each that may run at once."""
-    return lambda core: core.library.models[name].unanswered / core.workspace.seats
+def _wait_for(name: str) -> Callable[[Core], tuple[bool, float]]:
+    """Return what tells how a request for a model would fare on a device: worst where that could not be loaded."""
+
+    def wait(core: Core) -> tuple[bool, float]:
+        model = core.library.models[name]
+        return model.current.life.state == "failed", model.unanswered / core.workspace.seats
+
+    return wait

@@ -75,6 +75,8 @@ class ModelDeclared(NamedTuple):
 class ModelExpected(NamedTuple):
     """Somebody at the unix socket will hand over a model: what it asks for next is memory for that.
 
+    Or a loader, known by its number, that divides one: what it asks for next is to be on this device.
+
     Attributes:
         devices: those that it may be on; empty: any.
         size_bytes: how large its weights are.

@@ -13,9 +13,7 @@ from .parts import ROOM
 from .weights import Model, WeightSet
 
 #: Weight sets in these states have not taken the memory yet that they will take.
-_TO_COME = ("declared", "building")
-
-
+_TO_COME: Final = ("declared", "building")
 #: What a model that is divided leaves free on a device, at most, for what workers take besides when they run it:
 #: it cannot be evicted to make room for that. Of little room a quarter.
 KEPT_BYTES: Final = 64 << 20
@@ -46,7 +44,7 @@ class Homes:
         load = event.load
         self._refusals.pop(load.name, None)
         allowed = self._allowed(_names(load))
-        expected = self._expected.pop(event.caller, None)
+        expected = self._expected.get(event.caller)
         homes = self.of(load.name)
         replicas = int(load.options.get("replicas", 1))
         if load.source == "frozen":
@@ -54,6 +52,7 @@ class Homes:
                 raise InvalidRequest(f"{load.name}: replicas are for models that a loader builds, not for objects")
             filled = expected or (homes or self._cores)[0]
             self._check_stays(load, homes, [core for core in allowed if core is filled])
+            self.forget(event.caller)
             return (filled,)
         if homes:
             self._check_stays(load, homes, allowed)
@@ -84,7 +83,7 @@ class Homes:
         return core
 
     def forget(self, caller: CallerKey) -> None:
-        """Somebody is gone."""
+        """Somebody is gone, or has handed over what it was to."""
         self._expected.pop(caller, None)
 
     # --- the next one ---------------------------------------------------------------------------------------
@@ -110,7 +109,7 @@ class Homes:
         allowed = self._allowed(_names(load))
         for core in allowed:
             core.ledger.expect_no_more()  # what others are only expected to take is room for it
-        room = {core.name: max(0, _most_bytes(core) - min(KEPT_BYTES, _most_bytes(core) // 4)) for core in allowed}
+        room = {core.name: _room_bytes(core) for core in allowed}
         largest = max(allowed, key=lambda core: room[core.name])
         return largest, {**load.options, ROOM: room}
 
@@ -155,9 +154,10 @@ def _names(load: LoadModel) -> list[str]:
     return list(load.options.get("devices", []))
 
 
-def _most_bytes(core: Core) -> int:
-    """Return how much there would be for a model if all left that may."""
-    return core.ledger.free_bytes + core.eviction.freeable_bytes()
+def _room_bytes(core: Core) -> int:
+    """Return how much there would be for a part of a model if all left that may."""
+    most_bytes = max(0, core.ledger.free_bytes + core.eviction.freeable_bytes())
+    return most_bytes - min(KEPT_BYTES, most_bytes // 4)
 
 
 def _cost(core: Core, size_bytes: int) -> tuple[bool, bool, float, int]:

@@ -20,11 +20,10 @@ from . import events
 from .core import Core
 from .instructions import GrantRegions, Instruction, ToCaller
 from .numbers import device_of
-from .weights import WeightSet
+from .weights import PART_OF, WeightSet
 
-#: The option that tells a loader what there is room for, by device; and that of a part: whose it is.
+#: The option that tells a loader what there is room for, by device.
 ROOM: Final = "room"
-PART_OF: Final = "part_of"
 
 
 class Guest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 from ...protocol.errors import PoolBusy
 from ...protocol.messages import LoadModel
@@ -14,6 +14,8 @@ from .queue import Queue
 from .seen import NOTHING, Seen
 from .terms import Terms, terms_of
 
+#: The option of a part of a model that is divided among devices: whose it is.
+PART_OF: Final = "part_of"
 #: Weight of the newest measurement in a model's expected run time.
 _NEWEST = 0.2
 #: In this time half of what was asked of a model is forgotten.
@@ -209,7 +211,7 @@ class Model:
     @property
     def is_part(self) -> bool:
         """Whether it is a part of a model on another device, which nobody can call."""
-        return "part_of" in self.current.load.options
+        return PART_OF in self.current.load.options
 
     @property
     def is_runnable(self) -> bool:

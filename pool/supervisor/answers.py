@@ -71,14 +71,14 @@ class Answers:
             then(InvalidRequest(f"unknown topic {topic!r}; known are models, memory and status"))
 
     def _models(self) -> list[dict[str, Any]]:
-        return [
-            self._model(core, model)
-            for core in self._devices.cores
-            for model in core.library.models.values()
-            if not model.is_part
-        ]
+        models: list[dict[str, Any]] = []
+        for core in self._devices.cores:
+            in_sessions = core.dispatch.sessions.waiting()
+            whole = [model for model in core.library.models.values() if not model.is_part]
+            models += [self._model(core, model, in_sessions[model.name]) for model in whole]
+        return models
 
-    def _model(self, core: Core, model: Model) -> dict[str, Any]:
+    def _model(self, core: Core, model: Model, in_sessions: int) -> dict[str, Any]:
         version = model.current
         return {
             "name": model.name,
@@ -86,9 +86,9 @@ class Answers:
             "state": version.life.state,
             "source": version.load.source,
             "method": model.method,
-            "weights_bytes": account_of(core.library.holdings, version).size_bytes,
+            "weights_bytes": self._weights_bytes(version),
             "workers": len(version.holders),
-            "queued": model.queue.calls + core.dispatch.sessions.waiting()[model.name],
+            "queued": model.queue.calls + in_sessions,
             "running": version.running,
             "answered": model.answered,
             "failed": model.failed,
@@ -100,6 +100,11 @@ class Answers:
             "predicted": version.expected._asdict(),
             "actual": version.seen._asdict(),
         }
+
+    def _weights_bytes(self, version: WeightSet) -> int:
+        """Return what the one copy of a weight set takes, on whatever devices its regions are."""
+        regions = dict.fromkeys(version.layout)
+        return sum(self._devices.core_of(one).library.holdings.regions[one].size_bytes for one in regions)
 
     def _status(self) -> dict[str, Any]:
         cores = self._devices.cores

@@ -10,6 +10,8 @@ from ...protocol.errors import InvalidRequest
 from ...protocol.manifest import Manifest
 from ..checks import check_name
 from ..core import events
+from ..core.parts import ROOM
+from ..core.weights import PART_OF
 
 #: Called with who it is, the message and its buffers.
 _Table: TypeAlias = dict[type, Callable[[Any, Any, list[Any]], events.Event]]
@@ -91,11 +93,7 @@ def check_declared(load: messages.LoadModel) -> None:
     check_name("model", load.name)
     if not all(type(part) is bytes for part in load.example):
         raise InvalidRequest(f"{load.name}: its example must be the body and the buffers of a request, all bytes")
-    for key, value in load.options.items():
-        kinds = _OPTIONS.get(key, ())
-        if kinds and type(value) not in kinds:
-            named = " or ".join(kind.__name__ for kind in kinds)
-            raise InvalidRequest(f"{load.name}: {key} must be {named}, not {type(value).__name__}: {value!r:.100}")
+    _check_options(load)
     if load.source not in _SOURCES:
         raise InvalidRequest(f"source {load.source!r}; known are {', '.join(_SOURCES)}")
     if load.source != "frozen":
@@ -106,3 +104,19 @@ def check_declared(load: messages.LoadModel) -> None:
         raise InvalidRequest(f"{load.name}: {error}") from error
     if len(sizes_bytes) != len(load.regions):
         raise InvalidRequest(f"{load.name}: the manifest has {len(sizes_bytes)} regions, not {len(load.regions)}")
+
+
+def _check_options(load: messages.LoadModel) -> None:
+    for key, value in load.options.items():
+        kinds = _OPTIONS.get(key, ())
+        if kinds and type(value) not in kinds:
+            named = " or ".join(kind.__name__ for kind in kinds)
+            raise InvalidRequest(f"{load.name}: {key} must be {named}, not {type(value).__name__}: {value!r:.100}")
+        if key in (ROOM, PART_OF):
+            raise InvalidRequest(f"{load.name}: {key} is an option that the pool alone gives")
+    for key, least in (("replicas", 1), ("size_bytes", 0)):
+        if load.options.get(key, least) < least:
+            raise InvalidRequest(f"{load.name}: {key} must be at least {least}, not {load.options[key]}")
+    for device in load.options.get("devices", []):
+        if type(device) is not str:
+            raise InvalidRequest(f"{load.name}: devices must be names, not {device!r:.100}")

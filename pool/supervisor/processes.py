@@ -152,7 +152,7 @@ class Processes:
         child = Child(number, role, Channel(ours), output, index, marks)
         self.children[number] = child
         self._reactor.watch(ours.fileno(), lambda: self._readable(child), child.channel.flush)
-        self._reactor.watch(output, lambda: self._read_output(child, output))
+        self._reactor.watch(output, lambda: self._read_output(child))
         own = self._settings[device_of(number, len(self._settings))]
         settings = {"threads": own.threads, "index": index, "cores": own.seat_cores}
         order = ForkChild(number, role, settings)
@@ -233,7 +233,7 @@ class Processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)  # what it started and left
         self._readable(child, until_empty=True)
-        self._read_output(child, child.output_fd)
+        self._read_output(child)
         if child.cause or not self.zygote_of(child.number).pid:
             self._finish(child, child.cause or "unknown")
         else:
@@ -259,15 +259,8 @@ class Processes:
         self._free_places.append(child.index)
         self._died(child, cause, begun)
 
-    def _read_output(self, child: Child, fd: int) -> None:
-        while True:
-            try:
-                data = os.read(fd, 65536)
-            except (BlockingIOError, OSError):
-                return
-            if not data:
-                self._reactor.forget(fd)
-                return
+    def _read_output(self, child: Child) -> None:
+        for data in self._reactor.drain(child.output_fd):
             self._printed(child, device_of(child.number, len(self.zygotes)), data)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 _NEVER = float("inf")
@@ -64,6 +64,18 @@ class Reactor:
             self._writers.pop(fd, None)
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
+
+    def drain(self, fd: int) -> Iterator[bytes]:
+        """Yield what can be read of a descriptor without waiting; at its end it is watched no more."""
+        while True:
+            try:
+                data = os.read(fd, 65536)
+            except OSError:
+                return
+            if not data:
+                self.forget(fd)
+                return
+            yield data
 
     def call_soon(self, call: Callable[[], None]) -> None:
         """Call once, in the next turn, and do not sleep before: there may be more to do than descriptors tell."""

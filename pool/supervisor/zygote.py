@@ -83,7 +83,8 @@ class ZygoteProcess:
         theirs.close()
         os.close(output_write)
         if self._cores:  # its children inherit that
-            os.sched_setaffinity(self._process.pid, self._cores)
+            with contextlib.suppress(ProcessLookupError):  # it is dead already, which will be noticed
+                os.sched_setaffinity(self._process.pid, self._cores)
         ours.setblocking(False)
         os.set_blocking(output, False)
         self._channel = Channel(ours)
@@ -154,12 +155,5 @@ class ZygoteProcess:
         self._ended()
 
     def _read_output(self, fd: int) -> None:
-        while True:
-            try:
-                data = os.read(fd, 65536)
-            except (BlockingIOError, OSError):
-                return
-            if not data:
-                self._reactor.forget(fd)
-                return
+        for data in self._reactor.drain(fd):
             self._printed(data)

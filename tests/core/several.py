@@ -33,6 +33,8 @@ class CheckedDevice(CheckedCore):
         self.now = now
         if isinstance(event, events.ModelArrived):
             self._take_over(event)
+        if isinstance(event, events.FillingFailed) and type(event.filler) is not int:
+            self.books.callers.setdefault(event.filler, "")  # what it declared could be on no device
         return self.feed(event)
 
     def depart(self, model: Model) -> events.ModelArrived:
@@ -155,6 +157,18 @@ class Several:
                 self.feed(events.TimePassed())
             if self._timers and self._timers[0][0] <= self.now:
                 heapq.heappop(self._timers)[2]()
+
+    def check_that_everything_ends(self, asked: list[tuple[str, int]], callers: list[str], names: str) -> None:
+        """Whoever asked for something is answered; and once everything is unloaded nothing is left."""
+        self.pass_time(120.0)
+        for client, number in asked:
+            assert self.host.code(number, client), f"{client}'s {number} was never answered"
+        callers += [self.host.unload(name) for name in names]
+        self.pass_time(10.0)
+        assert all(self.host.outcome(caller) for caller in callers)
+        for world in self.worlds:
+            assert not world.core.library.holdings.sets
+        assert not self.host.store.open_fds
 
     def device_of_model(self, name: str) -> list[str]:
         """The devices that have a model."""

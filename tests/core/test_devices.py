@@ -75,6 +75,18 @@ def test_a_model_on_several_devices_is_answered_for_once_and_its_requests_are_di
     assert pool.device_of_model("a") == []
 
 
+def test_a_replica_that_could_not_be_loaded_gets_no_requests_as_long_as_there_is_another():
+    pool = several()
+    pool.host.load("large", plan=sized(8 * MB), devices=["cpu:1"], pin=True)
+    pool.pass_time(1.0)
+    loaded = pool.host.load("a", plan=sized(5 * MB), replicas=2)
+    pool.pass_time(2.0)
+    assert pool.host.outcome(loaded) == "out_of_budget", "there is room for one alone"
+    numbers = [pool.host.submit("a") for _ in range(20)]
+    pool.pass_time(5.0)
+    assert {pool.host.code(number) for number in numbers} == {"reply"}
+
+
 def test_a_session_stays_on_its_device():
     pool = several()
     pool.host.load("a", replicas=2)
@@ -257,16 +269,8 @@ def test_whatever_happens_everybody_is_answered_once_and_nothing_is_left(steps):
     asked, callers = [], []
     for step in steps:
         run_step(pool, step, asked, callers)
-    pool.pass_time(120.0)
-    for client, number in asked:
-        assert pool.host.code(number, client), f"{client}'s {number} was never answered"
-    callers += [pool.host.unload(name) for name in "abc"]
-    pool.pass_time(10.0)
-    assert all(pool.host.outcome(caller) for caller in callers)
-    for world in pool.worlds:
-        assert not world.core.library.holdings.sets
-        assert len(world.workers()) == 2
-    assert not pool.host.store.open_fds
+    pool.check_that_everything_ends(asked, callers, "abc")
+    assert [len(world.workers()) for world in pool.worlds] == [2, 2, 2]
     pool.feed(events.StopAsked(drain=True))
     pool.pass_time(10.0)
     assert pool.host.is_finished

@@ -365,13 +365,5 @@ def test_whatever_happens_on_several_devices_predictions_leave_nobody_without_an
     asked, callers = [], []
     for step in steps:
         run_step(pool, step, asked, callers)
-    pool.pass_time(120.0)
-    for client, number in asked:
-        assert pool.host.code(number, client), f"{client}'s {number} was never answered"
-    callers += [pool.host.unload(name) for name in "abc"]
-    pool.pass_time(10.0)
-    assert all(pool.host.outcome(caller) for caller in callers)
-    for world in pool.worlds:
-        assert not world.core.library.holdings.sets
-        assert not world.core.ledger.is_expecting
-    assert not pool.host.store.open_fds
+    pool.check_that_everything_ends(asked, callers, "abc")
+    assert not any(world.core.ledger.is_expecting for world in pool.worlds)

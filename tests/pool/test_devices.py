@@ -253,6 +253,8 @@ def test_a_model_that_fits_on_no_device_is_divided_and_answers_as_it_would_undiv
         assert sum(one.size_bytes for one in parts) >= LAYERS * WIDTH * WIDTH * 4
         assert all(one.used_bytes <= one.limit_bytes for one in pool.memory().devices), pool.memory()
         assert len(homes(pool, "deep")) == 1
+        (told,) = [one.weights_bytes for one in pool.models() if one.name == "deep"]
+        assert told == sum(one.size_bytes for one in parts)
         assert "it fits on no device alone, and is divided" in "\n".join(pool.status().notes)
         (home,) = homes(pool, "deep")
         (worker,) = [one.pid for one in pool.status().workers if one.device == home]

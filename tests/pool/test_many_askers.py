@@ -128,6 +128,11 @@ def test_many_questions_about_memory_are_answered_or_refused_and_the_pool_goes_o
         ({"options": {"warm": 1}}, "warm must be bool, not int: 1"),
         ({"options": {"share": "2"}}, "share must be int or float, not str: '2'"),
         ({"options": {"devices": "cpu"}}, "devices must be list, not str: 'cpu'"),
+        ({"options": {"devices": [["cpu"]]}}, r"devices must be names, not \['cpu'\]"),
+        ({"options": {"replicas": 0}}, "replicas must be at least 1, not 0"),
+        ({"options": {"size_bytes": -1}}, "size_bytes must be at least 0, not -1"),
+        ({"options": {"part_of": "toys"}}, "part_of is an option that the pool alone gives"),
+        ({"options": {"room": {"cpu": 1}}}, "room is an option that the pool alone gives"),
     ],
 )
 def test_a_model_with_what_cannot_be_is_refused_by_name(pool, change, said):
