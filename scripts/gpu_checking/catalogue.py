@@ -1,0 +1,53 @@
+"""Which facts there are, in the order in which they are tried: what can harm the GPU for others comes last."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .fact import Fact
+from .facts import (
+    f1_copies,
+    f2_large_layer,
+    f3_small_encoder,
+    t01_no_context,
+    t02_import,
+    t03_read_only,
+    t04_exporter_dies,
+    t05_descriptors,
+    t06_killed_writer,
+    t07_pool_in_a_slot,
+    t08_residue,
+    t09_lock_order,
+    t10_graph,
+    t11_host_memory,
+    t12_accounts,
+    t13_parts,
+    t14_contexts,
+    t15_mps,
+    t16_events,
+    t17_loading,
+)
+
+#: Together with the look at the machine before them they take at most 9 minutes.
+FACTS: Final = (
+    Fact("T1", 12, t01_no_context.check),
+    Fact("T2", 20, t02_import.check),
+    Fact("F1", 12, f1_copies.check),
+    Fact("T13", 15, t13_parts.check),
+    Fact("T5", 12, t05_descriptors.check),
+    Fact("T4", 22, t04_exporter_dies.check),
+    Fact("T7", 25, t07_pool_in_a_slot.check),
+    Fact("T8", 25, t08_residue.check),
+    Fact("T10", 20, t10_graph.check),
+    Fact("T12", 20, t12_accounts.check),
+    Fact("T14", 25, t14_contexts.check),
+    Fact("T11", 26, t11_host_memory.check),
+    Fact("T17", 32, t17_loading.check),
+    Fact("F2", 15, f2_large_layer.check),
+    Fact("F3", 25, f3_small_encoder.check),
+    Fact("T16", 25, t16_events.check),
+    Fact("T9", 28, t09_lock_order.check),
+    Fact("T3", 22, t03_read_only.check),
+    Fact("T6", 40, t06_killed_writer.check),
+    Fact("T15", 45, t15_mps.check),
+)

@@ -1,0 +1,299 @@
+/* A CUDA driver without a GPU: enough of libcuda for the real binding to make, export, import and map memory.
+
+   Device memory is a memfd, so that it outlives processes as the real one does; a mapping is one of this machine's
+   memory, so that a tensor of the CPU can lie on it and a write through a read-only mapping faults. It is strict
+   about granularity, exact ranges and handles; result codes are those of cuda.h. A launched kernel is a thread. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3 };
+enum { INVALID_CONTEXT = 201, NOT_FOUND = 500 };
+enum { GRAIN = 2 << 20, MOST = 4096, POSIX_FD = 1, READ = 1, READ_WRITE = 3, DEVICE_MEMORY = 2 };
+
+typedef int Result;
+typedef unsigned long long Handle, Address;
+
+struct range {
+    Address start;
+    size_t size;
+    int rights;
+};
+
+static int is_initialized;
+static __thread void *current;
+static int descriptors[MOST];
+static size_t sizes[MOST];
+static Handle handles = 1;
+static struct range reserved[MOST], mapped[MOST];
+
+static int is_whole(unsigned long long value)
+{
+    return value % GRAIN == 0;
+}
+
+static struct range *find(struct range *ranges, Address start, size_t size)
+{
+    for (int i = 0; i < MOST; i++)
+        if (ranges[i].size && ranges[i].start == start && (!size || ranges[i].size == size))
+            return &ranges[i];
+    return NULL;
+}
+
+static Result add(struct range *ranges, Address start, size_t size)
+{
+    for (int i = 0; i < MOST; i++)
+        if (!ranges[i].size) {
+            ranges[i] = (struct range){start, size, 0};
+            return SUCCESS;
+        }
+    return OUT_OF_MEMORY;
+}
+
+static Result remember(int descriptor, size_t size, Handle *handle)
+{
+    if (descriptor < 0)
+        return INVALID_VALUE;
+    if (handles == MOST)
+        return OUT_OF_MEMORY;
+    descriptors[handles] = descriptor;
+    sizes[handles] = size;
+    *handle = handles++;
+    return SUCCESS;
+}
+
+static int is_held(Handle handle)
+{
+    return handle && handle < handles && descriptors[handle] >= 0;
+}
+
+static int make(size_t size)
+{
+    int descriptor = memfd_create("stand-in-device", MFD_CLOEXEC);
+    return ftruncate(descriptor, (off_t)size) ? -1 : descriptor;
+}
+
+Result cuInit(unsigned flags)
+{
+    is_initialized = 1;
+    return flags ? INVALID_VALUE : SUCCESS;
+}
+
+Result cuDriverGetVersion(int *version)
+{
+    *version = 13000;
+    return SUCCESS;
+}
+
+Result cuDeviceGet(int *device, int ordinal)
+{
+    *device = ordinal;
+    return is_initialized ? SUCCESS : NOT_INITIALIZED;
+}
+
+Result cuDeviceGetAttribute(int *value, int name, int device)
+{
+    *value = 1;
+    return SUCCESS;
+}
+
+Result cuCtxGetCurrent(void **context)
+{
+    *context = current;
+    return is_initialized ? SUCCESS : NOT_INITIALIZED;
+}
+
+Result cuCtxSetCurrent(void *context)
+{
+    current = context;
+    return SUCCESS;
+}
+
+Result cuDevicePrimaryCtxRetain(void **context, int device)
+{
+    *context = &is_initialized;
+    return SUCCESS;
+}
+
+Result cuCtxSynchronize(void)
+{
+    return current ? SUCCESS : INVALID_CONTEXT;
+}
+
+Result cuPointerGetAttribute(int *value, int name, Address address)
+{
+    *value = DEVICE_MEMORY;
+    return SUCCESS;
+}
+
+
+/* `properties` and `access` begin with what a CUmemAllocationProp and a CUmemAccessDesc begin with. */
+Result cuMemGetAllocationGranularity(size_t *grain, const int *properties, int option)
+{
+    *grain = GRAIN;
+    return SUCCESS;
+}
+
+Result cuMemCreate(Handle *handle, size_t size, const int *properties, unsigned long long flags)
+{
+    int pinned_device_0_with_fd[] = {1, POSIX_FD, 1, 0};
+    if (!is_initialized)
+        return NOT_INITIALIZED;
+    if (!size || !is_whole(size) || memcmp(properties, pinned_device_0_with_fd, sizeof pinned_device_0_with_fd))
+        return INVALID_VALUE;
+    return size > (size_t)4 << 30 ? OUT_OF_MEMORY : remember(make(size), size, handle);
+}
+
+Result cuMemExportToShareableHandle(int *descriptor, Handle handle, int kind, unsigned long long flags)
+{
+    if (!is_held(handle) || kind != POSIX_FD)
+        return INVALID_VALUE;
+    *descriptor = fcntl(descriptors[handle], F_DUPFD_CLOEXEC, 3);
+    return SUCCESS;
+}
+
+Result cuMemImportFromShareableHandle(Handle *handle, void *descriptor, int kind)
+{
+    struct stat found;
+    if (kind != POSIX_FD || fstat((int)(intptr_t)descriptor, &found))
+        return INVALID_VALUE;
+    return remember(fcntl((int)(intptr_t)descriptor, F_DUPFD_CLOEXEC, 3), (size_t)found.st_size, handle);
+}
+
+Result cuMemRelease(Handle handle)
+{
+    if (!is_held(handle))
+        return INVALID_VALUE;
+    close(descriptors[handle]);
+    descriptors[handle] = -1;
+    return SUCCESS;
+}
+
+Result cuMemAddressReserve(Address *address, size_t size, size_t alignment, Address hint, unsigned long long flags)
+{
+    if (!is_whole(size) || !is_whole(hint))
+        return INVALID_VALUE;
+    char *found = mmap((void *)hint, size + GRAIN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (found == MAP_FAILED)
+        return OUT_OF_MEMORY;
+    *address = ((Address)found + GRAIN - 1) / GRAIN * GRAIN;
+    return add(reserved, *address, size);
+}
+
+Result cuMemAddressFree(Address address, size_t size)
+{
+    struct range *range = find(reserved, address, size);
+    if (!range)
+        return INVALID_VALUE;
+    range->size = 0;
+    return munmap((void *)address, size) ? INVALID_VALUE : SUCCESS;
+}
+
+Result cuMemMap(Address address, size_t size, size_t offset, Handle handle, unsigned long long flags)
+{
+    if (!is_held(handle) || !size || !is_whole(address | size | offset) || offset + size > sizes[handle])
+        return INVALID_VALUE;
+    for (int i = 0; i < MOST; i++)
+        if (mapped[i].size && mapped[i].start < address + size && address < mapped[i].start + mapped[i].size)
+            return INVALID_VALUE;
+    int flags_of_map = MAP_SHARED | MAP_FIXED;
+    void *found = mmap((void *)address, size, PROT_NONE, flags_of_map, descriptors[handle], (off_t)offset);
+    return found == MAP_FAILED ? INVALID_VALUE : add(mapped, address, size);
+}
+
+Result cuMemUnmap(Address address, size_t size)
+{
+    struct range *range = find(mapped, address, size);
+    if (!range)
+        return INVALID_VALUE;
+    range->size = 0;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+    return mmap((void *)address, size, PROT_NONE, flags, -1, 0) == MAP_FAILED ? INVALID_VALUE : SUCCESS;
+}
+
+Result cuMemSetAccess(Address address, size_t size, const int *access, size_t count)
+{
+    struct range *range = find(mapped, address, size);
+    int rights = access[2];
+    if (!range || count != 1 || access[0] != 1 || access[1] != 0 || (rights != READ && rights != READ_WRITE))
+        return INVALID_VALUE;
+    range->rights = rights;
+    return mprotect((void *)address, size, rights == READ ? PROT_READ : PROT_READ | PROT_WRITE);
+}
+
+Result cuMemGetAccess(unsigned long long *rights, const void *location, Address address)
+{
+    struct range *range = find(mapped, address, 0);
+    if (!range)
+        return INVALID_VALUE;
+    *rights = (unsigned long long)range->rights;
+    return SUCCESS;
+}
+
+Result cuMemAlloc_v2(Address *address, size_t size)
+{
+    if (!current)
+        return INVALID_CONTEXT;
+    *address = (Address)mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, make(size), 0);
+    return SUCCESS;
+}
+
+Result cuModuleLoadData(void **module, const char *image)
+{
+    *module = (void *)image;
+    return strstr(image, ".visible .entry scribble(") ? SUCCESS : INVALID_VALUE;
+}
+
+Result cuModuleGetFunction(void **function, void *module, const char *name)
+{
+    *function = module;
+    return strcmp(name, "scribble") ? NOT_FOUND : SUCCESS;
+}
+
+struct launch {
+    volatile uint32_t *base;
+    uint64_t words;
+    uint32_t pattern, rounds;
+};
+
+static void *scribble(void *given)
+{
+    struct launch *launch = given;
+    for (uint32_t round = 0; round < launch->rounds; round++)
+        for (uint64_t word = 0; word < launch->words; word++) launch->base[word] = launch->pattern;
+    return NULL;
+}
+
+Result cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                      unsigned shared, void *stream, void **given, void **extra)
+{
+    struct launch *launch = malloc(sizeof *launch);
+    launch->base = *(void **)given[0];
+    launch->words = *(uint64_t *)given[1];
+    launch->pattern = *(uint32_t *)given[2];
+    launch->rounds = *(uint32_t *)given[3];
+    pthread_t thread;
+    return pthread_create(&thread, NULL, scribble, launch) ? OUT_OF_MEMORY : SUCCESS;
+}
+
+/* How bindings from 13.1 on find all of the above: by the name without its version. */
+Result cuGetProcAddress_v2(const char *name, void **function, int version, unsigned long long flags, int *status)
+{
+    char versioned[128];
+    Dl_info here;
+    dladdr((void *)cuInit, &here);
+    void *library = dlopen(here.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+    snprintf(versioned, sizeof versioned, "%s_v2", name);
+    *function = dlsym(library, versioned);
+    if (!*function)
+        *function = dlsym(library, name);
+    return *function ? SUCCESS : NOT_FOUND;
+}

@@ -1,0 +1,42 @@
+"""Experiments run whole, by the real binding, on a stand-in for the driver: they say what is so there."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from gpu_checking.results import Report
+
+HERE = Path(__file__).parent
+SCRIPTS = HERE.parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """The folder with the stand-in for libcuda."""
+    pytest.importorskip("cuda.bindings.driver")
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    folder = tmp_path_factory.mktemp("driver")
+    source, library = HERE / "stand_in" / "driver.c", folder / "libcuda.so.1"
+    options = ["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-pthread"]
+    subprocess.run([compiler, *options, "-o", str(library), str(source), "-ldl"], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["T1", "T4", "T5", "T13"])
+def test_an_experiment_runs_to_its_end_and_finds_what_is_so(command, driver, tmp_path, name):
+    path = tmp_path / "report.json"
+    done = command(
+        "-m", "rehearsed", str(path), name,
+        LD_LIBRARY_PATH=str(driver),
+        PYTHONPATH=os.pathsep.join(
+            filter(None, [str(HERE / "stand_in"), str(SCRIPTS), os.environ.get("PYTHONPATH")])
+        ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = Report.read(path).results[name]
+    assert (found.verdict, found.notes) == ("holds", [])
+    assert len(found.claims) > 4
