@@ -195,8 +195,9 @@ class Channel:
                 return
 
     def close(self) -> None:
-        """Close the socket and every descriptor that nobody took; may be called again."""
+        """Close the socket and every descriptor that nobody took, and give memory back; may be called again."""
         self._sock.close()
+        self._decoder.close()
         _close_all([*self._fds, *self._ahead])
         self._fds.clear()
         self._ahead.clear()

@@ -168,6 +168,8 @@ class Processes:
             return False
         child.pid, child.pidfd = pid, pidfd
         self._reactor.watch(pidfd, lambda: self._pidfd_readable(child))
+        if child.channel.fileno() < 0:  # given up before it was there: it would first do what it was ordered to
+            self.signal(number, signal.SIGKILL)
         return True
 
     def exited(self, number: int, status: int) -> None:
@@ -211,7 +213,7 @@ class Processes:
         child = self.children.get(number)
         if child is None or child.pidfd < 0 or child.is_dead:
             if child is not None and child.pid == 0:
-                child.channel.close()  # it may be forked yet: it will find its channel closed and exit
+                child.channel.close()  # it may be forked yet: then it is killed at once
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signum)

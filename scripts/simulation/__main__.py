@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from . import report
+from .chaos import chaos
 from .costs import costs
 from .load import backlog, load
 from .saturation import saturation
@@ -20,6 +21,7 @@ PARTS: Final[dict[str, Callable[[Scenario], dict[str, Any]]]] = {
     "saturation": saturation,
     "backlog": backlog,
     "costs": lambda _: costs(),
+    "chaos": chaos,
 }
 #: What is simulated if nothing is said.
 DEFAULTS: Final = {"devices": 64, "workers": 16, "models": 200, "clients": 20}
@@ -46,6 +48,7 @@ def simulate(
     max_wait_ms: Annotated[float | None, typer.Option(help="how long a batch may wait; default 0")] = None,
     duration_s: Annotated[float | None, typer.Option(help="simulated time that is measured; default 1")] = None,
     warmup_s: Annotated[float | None, typer.Option(help="... and before that; default 0.5")] = None,
+    hours: Annotated[float | None, typer.Option(help="how long chaos lasts; default 1")] = None,
     seed: Annotated[int | None, typer.Option(help="of all random numbers; default 1")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
@@ -58,12 +61,14 @@ def simulate(
     backlog: a light client beside one that sent 100,000 requests at once.
 
     costs: real time that an event takes the core, on a small and a large machine; options do not matter.
+
+    chaos: everything is killed, unloaded, evicted and replaced for hours, and books are kept on every request.
     """
     said = {
         "devices": devices, "workers": workers, "models": models, "clients": clients, "load": load,
         "outstanding": outstanding, "service": service, "base_ms": base_ms, "item_ms": item_ms, "sigma": sigma,
         "max_batch": max_batch, "max_wait_ms": max_wait_ms, "duration_s": duration_s, "warmup_s": warmup_s,
-        "seed": seed,
+        "hours": hours, "seed": seed,
     }  # fmt: skip
     try:
         chosen = [(part, PARTS[part]) for part in parts or PARTS]

@@ -49,6 +49,8 @@ def show(part: str, found: dict[str, Any]) -> None:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"

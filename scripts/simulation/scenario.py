@@ -76,6 +76,7 @@ class Scenario:
         devices, workers: how many devices there are, and workers on each.
         load: what is asked for, as a part of what all workers can do when all batches are full.
         warmup_s, duration_s: requests are sent for both, and measured in the second.
+        hours: how long a machine is attacked.
     """
 
     devices: int = 1
@@ -83,6 +84,7 @@ class Scenario:
     load: float = 0.8
     warmup_s: float = 0.5
     duration_s: float = 1.0
+    hours: float = 1.0
     seed: int = 1
     models: tuple[ModelKind, ...] = (ModelKind(),)
     clients: tuple[ClientKind, ...] = (ClientKind(),)
@@ -117,6 +119,7 @@ class Scenario:
 #: The least and the most that a number may be.
 _BOUNDS: Final = {
     "devices": (1, 1024), "workers": (1, 1024), "load": (0, 100), "warmup_s": (0, 1e6), "duration_s": (1e-3, 1e6),
+    "hours": (1e-3, 10_000),
     "seed": (0, 1 << 63), "count": (1, 100_000), "base_ms": (0, 1e6), "item_ms": (0, 1e6), "sigma": (0, 5),
     "demand": (1e-6, 1e6), "max_batch": (1, 4096), "max_wait_ms": (0, 60_000), "share": (1e-6, 1e6),
     "outstanding": (0, 100_000), "backlog": (0, 100_000), "priority": (-100, 100),

@@ -6,6 +6,7 @@ import resource
 import socket
 import struct
 import threading
+import weakref
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -487,3 +488,16 @@ def test_that_something_was_read_and_not_yielded_is_known():
         assert right.has_arrived
         assert [one.message for one in right.arrived()] == [Released(1), Released(2)]
         assert not right.has_arrived
+
+
+def test_a_closed_channel_keeps_no_memory_to_read_into():
+    ours, theirs = map(Channel, socket.socketpair())
+    theirs.send(Done("x" * 100_000))
+    assert next(ours.arrived()).message == Done("x" * 100_000)
+    memory = weakref.ref(ours._decoder._scratch.obj)
+    theirs.close()
+    ours.close()
+    ours.close()
+    assert memory() is None  # whoever still refers to the channel
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        next(ours.arrived())
