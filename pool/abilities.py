@@ -23,6 +23,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final
 
+import zmq
+
 from . import environment
 from .memory.machine import LinuxMachine
 from .memory.spill import SpillFolder, SpillRefused
@@ -163,7 +165,22 @@ def spill_folder(path: str = "") -> str:
         raise Missing(str(error)) from None
 
 
+def socket_folder() -> str:
+    """Return the folder under which pools would keep their sockets."""
+    base = environment.runtime_base()
+    if not os.access(base if os.path.isdir(base) else os.path.dirname(base), os.W_OK | os.X_OK):
+        raise Missing(f"{base} cannot be written to; set XDG_RUNTIME_DIR to a folder that can")
+    return base
+
+
 # --- libraries -----------------------------------------------------------------------------------------------
+
+
+def encryption() -> str:
+    """Look whether ZeroMQ has CURVE; return its version."""
+    if not zmq.has("curve"):
+        raise Missing(f"ZeroMQ {zmq.zmq_version()} was built without CURVE")
+    return f"ZeroMQ {zmq.zmq_version()}"
 
 
 def symbol(name: str) -> str:

@@ -126,19 +126,21 @@ class Pool:
             raise
 
     @classmethod
-    def connect(cls, endpoint: str | None = None) -> Self:
+    def connect(cls, endpoint: str | None = None, *, keys: str | None = None) -> Self:
         """Join a supervisor that runs.
 
         Args:
-            endpoint: ``ipc://FOLDER``, ``tcp://127.0.0.1:PORT``; default: this user's default supervisor.
+            endpoint: ``ipc://FOLDER``, ``tcp://HOST:PORT``; default: this user's default supervisor.
+            keys: over tcp, the file that ``onecopy keys new`` made for this client; default: ``$ONECOPY_KEYS``.
 
         Raises:
             SupervisorLost: nobody serves there.
+            InvalidRequest: it does not let this client in, or is not the one that the keys are for.
         """
         pool = cls.__new__(cls)
         pool._held_bytes = {}
         pool._supervisor = None
-        pool._connection = Connection(endpoint or environment.default_endpoint())
+        pool._connection = Connection(endpoint or environment.default_endpoint(), keys)
         pool._finalizer = weakref.finalize(pool, _abandon, pool._connection, None)
         return pool
 

@@ -6,8 +6,6 @@ import contextlib
 import functools
 import os
 import select
-import socket
-import struct
 import sys
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
@@ -24,8 +22,17 @@ _R = TypeVar("_R")
 Endpoint = Annotated[
     str | None,
     typer.Option(
-        help="ipc://FOLDER, tcp://127.0.0.1:PORT, or the name of a pool of yours; "
+        help="ipc://FOLDER, tcp://HOST:PORT, or the name of a pool of yours; "
         "default: $ONECOPY_ENDPOINT, or the pool named 'default'."
+    ),
+]
+Keys = Annotated[
+    str | None,
+    typer.Option(
+        "--keys",
+        metavar="FILE",
+        callback=lambda given: _use_keys(given),
+        help="Over tcp: your keys, from whoever serves; default: $ONECOPY_KEYS.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -109,6 +116,14 @@ def reports_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
     return run
 
 
+def _use_keys(given: str | None) -> None:
+    """Have this process connect with these keys."""
+    if given:
+        from .environment import use_keys
+
+        use_keys(given)
+
+
 def full_endpoint(given: str | None) -> str:
     """Return the endpoint that an option stands for: a name of a pool, an endpoint, or nothing."""
     from .checks import check_name
@@ -147,8 +162,9 @@ def connect_control(endpoint: str | None) -> ControlSocket:
 @contextlib.contextmanager
 def process_at(control: ControlSocket) -> Generator[select.poll]:
     """Yield a poll that returns when the process that listens at the other end has ended."""
-    credentials = control._channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pidfd = os.pidfd_open(struct.unpack("3i", credentials)[0])
+    from .peers import peer_pidfd
+
+    pidfd = peer_pidfd(control._channel.socket)
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)

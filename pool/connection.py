@@ -30,9 +30,12 @@ from ..protocol.messages import (
     Welcome,
 )
 from ..protocol.values import Buffer, decode
+from .checks import ConfigError
 from .control import ControlSocket, connect
+from .environment import default_keys
 from .forks import tell_of_forks
 from .futures import Expected, PoolFuture
+from .keys import read_secret
 from .link import Link
 from .link_unix import UnixLink
 from .link_zmq import ZmqLink
@@ -53,13 +56,15 @@ class Connection:
 
     Args:
         endpoint: ``ipc://FOLDER`` of a local supervisor, or a tcp endpoint on which one listens.
+        keys: over tcp, the file with this client's keys; default: ``$ONECOPY_KEYS``, or none.
 
     Raises:
         SupervisorLost: nobody serves there.
+        ConfigError: the keys cannot be read, or there is no use for them.
         InvalidRequest: the endpoint is none, or the supervisor does not want this client.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, keys: str | None = None) -> None:
         self.endpoint = endpoint
         self.directory = ""
         self._expected: dict[int, Expected] = {}
@@ -80,6 +85,8 @@ class Connection:
         self._parcels: Parcels | None = None
         token = b""
         if endpoint.startswith("ipc://"):
+            if keys:
+                raise ConfigError(f"keys are for tcp; {endpoint} knows its clients by their user")
             self.directory = endpoint.removeprefix("ipc://")
             self._control = ControlSocket(self.directory)
             token = self._control.admit()
@@ -90,8 +97,10 @@ class Connection:
                 self._control.close()
                 raise
         elif endpoint.startswith("tcp://"):
+            file = keys or default_keys()
+            own_keys = read_secret(file, of_client=True) if file else None
             _check_reachable(endpoint)
-            self._link = ZmqLink(endpoint, lambda: self._receiver.is_active)
+            self._link = ZmqLink(endpoint, lambda: self._receiver.is_active, own_keys)
         else:
             raise InvalidRequest(f"endpoint {endpoint!r}: it must start with ipc:// or tcp://")
         try:

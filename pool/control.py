@@ -92,14 +92,20 @@ class ControlSocket:
         return self._answer()
 
     def tell(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send a message."""
+        """Send a message.
+
+        Raises:
+            PoolError: the supervisor has hung up, with this reason.
+            SupervisorLost: it is gone.
+        """
         try:
             self._channel.send(message, fds=fds)
-        except OSError as error:
-            raise SupervisorLost(f"the supervisor at ipc://{self._directory} is gone") from error
+        except OSError:
+            while True:  # what it said last tells why, or its end that there was no reason
+                self._receive()
 
     def lines(self, *, follow: bool) -> Iterator[list[Any]]:
-        """Yield what the pool's processes printed, ``[pid, role, model, request, text, count]`` each."""
+        """Yield what the pool's processes printed, each the fields of a `supervisor.logs.Line`."""
         self.tell(FollowLogs(follow))
         while True:
             try:

@@ -80,6 +80,10 @@ ABILITIES: Final[tuple[Ability, ...]] = (
         "SO_PEERPIDFD", "knowing for certain which process is at a socket's other end", abilities.peer_descriptor,
         "the process of the number that SO_PEERCRED tells is opened",
     ),
+    Ability("folder for sockets", "where clients on this machine come in", abilities.socket_folder),
+    Ability(
+        "CURVE", "keys for clients over tcp", abilities.encryption, "no pool listens beyond loopback",
+    ),
     Ability(
         "executable memfd", "packages of torch's ahead-of-time compiler", abilities.executable_memory, _NOT_LOADED,
     ),

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
+from typing import Final
 
+from .checks import ConfigError
 from .memory.machine import LinuxMachine, NumaNode
+
+#: A pool's start, and its first requests; a few megabytes of memory, and of a file.
+RECORDED_EVENTS: Final = 1000
+
+#: Where files that do not last can be; the last has only the few names of sockets, never memory.
+_TEMPORARY: Final = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - the folder made there is private
 
 
 def my_cores() -> list[int]:
@@ -43,20 +50,54 @@ def cache_folder() -> str:
     return os.environ.get("ONECOPY_CACHE_DIR", "") or os.path.join(cache, "onecopy")
 
 
+def config_folder() -> str:
+    """Return the folder in which this user keeps settings of onecopy."""
+    config = os.environ.get("XDG_CONFIG_HOME", "") or os.path.expanduser("~/.config")
+    return os.path.join(config, "onecopy")
+
+
+def default_keys() -> str:
+    """Return the file with this client's keys for endpoints over tcp: ``$ONECOPY_KEYS``, or nothing."""
+    return os.environ.get("ONECOPY_KEYS", "")
+
+
+def use_keys(path: str) -> None:
+    """Let this process, and what it starts, have these keys by default."""
+    os.environ["ONECOPY_KEYS"] = path
+
+
 def history_path() -> str:
     """Return the file in which this user's pools remember what models need."""
     return os.path.join(cache_folder(), "needs.json")
 
 
+def recorded_events() -> int:
+    """Return how many events the flight recorder keeps of a pool's start, and of its end.
+
+    ``$ONECOPY_RECORD_EVENTS``, if that is set; 0: none.
+
+    Raises:
+        ConfigError: that is no whole number.
+    """
+    said = os.environ.get("ONECOPY_RECORD_EVENTS", "") or str(RECORDED_EVENTS)
+    if not said.isdecimal():
+        raise ConfigError(f"ONECOPY_RECORD_EVENTS must be a whole number of events, from 0; not {said!r}")
+    return int(said)
+
+
 def runtime_base() -> str:
     """Return the folder under which this user's pools keep their sockets.
 
-    ``$XDG_RUNTIME_DIR/onecopy`` where there is one, else ``onecopy-UID`` in the folder for temporary files.
+    ``$XDG_RUNTIME_DIR/onecopy`` where there is one, else ``onecopy-UID`` in the folder for temporary files; where
+    that cannot be written to, as in many a read-only container, in the one for shared memory.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime and os.access(runtime, os.W_OK | os.X_OK):
         return os.path.join(runtime, "onecopy")
-    return os.path.join(tempfile.gettempdir(), f"onecopy-{os.getuid()}")
+    given = (os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP"))
+    folders = [folder for folder in (*given, *_TEMPORARY) if folder]
+    usable = (folder for folder in folders if os.access(folder, os.W_OK | os.X_OK))
+    return os.path.join(os.path.abspath(next(usable, folders[0])), f"onecopy-{os.getuid()}")
 
 
 def default_directory(name: str = "default") -> str:

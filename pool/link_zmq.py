@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 import zmq
 
+from ..protocol.errors import InvalidRequest
 from ..protocol.frames import multipart, unpack_header
 from ..protocol.limits import MAX_OUTBOX_MESSAGES
-from ..protocol.messages import Message
+from ..protocol.messages import Hello, Message
 from ..protocol.tensors import Buffer
+from .keys import Keys
 from .link import Arrived, Link, Loss
 
 _READ_AT_ONCE: Final = 128
@@ -24,6 +27,13 @@ _LINGER_MS: Final = 100
 _POLLIN: Final = int(zmq.POLLIN)
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _RCVMORE: Final = int(zmq.RCVMORE)
+#: What a monitor tells: number and value of an event, in a frame of its own, see zmq_socket_monitor(3).
+_EVENT: Final = struct.Struct("=HI")
+_ENDED: Final = int(zmq.EVENT_DISCONNECTED)
+_HUNG_UP: Final = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+_BROKEN: Final = int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+_REFUSED: Final = int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+_MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 
 
 class ZmqLink(Link):
@@ -32,11 +42,16 @@ class ZmqLink(Link):
     Args:
         endpoint: a tcp endpoint on which a supervisor listens.
         is_watched: whether some thread may be asleep in `sleep`.
+        keys: who this client is and whom it trusts; default: anybody may listen, and read along.
     """
 
-    def __init__(self, endpoint: str, is_watched: Callable[[], bool]) -> None:
+    def __init__(self, endpoint: str, is_watched: Callable[[], bool], keys: Keys | None = None) -> None:
         super().__init__()
+        self._endpoint = endpoint
         self._is_watched = is_watched
+        self._keys = keys
+        self._is_lost = False
+        self._failure = ""  # of the handshake, which ZeroMQ would begin again and again in silence
         self._arrived: deque[list[bytes]] = deque()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -45,11 +60,26 @@ class ZmqLink(Link):
         self._socket.set(zmq.RCVHWM, MAX_OUTBOX_MESSAGES)
         self._socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
         self._socket.set(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        if keys is not None:
+            self._socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
+            self._socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
+            self._socket.set(zmq.CURVE_SERVERKEY, keys.server.encode())
+        self._monitor = self._socket.get_monitor_socket(_ENDED | _HUNG_UP | _BROKEN | _REFUSED)
         self._poller = select.poll()
         for fd in (_descriptor(self._socket), _descriptor(self._monitor), self._wake):
             self._poller.register(fd, select.POLLIN)
         self._socket.connect(endpoint)
+
+    def greet(self, hello: Hello, timeout_s: float) -> Message | None:
+        """See `Link`.
+
+        Raises:
+            InvalidRequest: the two sides cannot talk, because of the keys of one of them.
+        """
+        answer = super().greet(hello, timeout_s)
+        if answer is None and self._failure:
+            raise InvalidRequest(f"{self._endpoint}: {self._failure}")
+        return answer
 
     def take(self) -> Arrived | None:
         """See `Link`."""
@@ -66,11 +96,31 @@ class ZmqLink(Link):
         with self._lock:
             if self._arrived or self._is_closed or _is_readable(self._socket):
                 return ""
-        if not _is_readable(self._monitor):
+        if not self._is_lost and not _is_readable(self._monitor):
             for fd, _ in self._poller.poll(timeout_ms):
                 if fd == self._wake:
                     self._was_woken()
-        return "lost" if _is_readable(self._monitor) else ""
+        while _is_readable(self._monitor):
+            self._is_lost = True
+            event, *_ = self._monitor.recv_multipart(_NOBLOCK)
+            self._failure = self._failure or self._failure_of(*_EVENT.unpack(event))
+        return "lost" if self._is_lost else ""
+
+    def _failure_of(self, event: int, value: int) -> str:
+        """Return what is wrong between the two sides if a handshake has failed; empty if something else has.
+
+        Where one side asks for keys and the other has none, either may notice first, and hang up on the other.
+        """
+        keys, is_mismatch = self._keys, event == _BROKEN and value == _MISMATCH
+        if event == _REFUSED and keys is not None:
+            return f"it lets in no client with the public key {keys.public}: it was revoked, or never made there"
+        if is_mismatch and keys is not None:
+            return "it asks for no keys, so nothing would be protected on its way; leave yours away if need be"
+        if event == _HUNG_UP and keys is not None:
+            return f"it hung up: its server key is not {keys.server}, which yours are for, or it asks for no keys"
+        if event == _HUNG_UP or is_mismatch:
+            return "it may ask for keys: a file with some comes from `onecopy keys new`, where it serves"
+        return "what answers there is no supervisor" if event == _BROKEN else ""
 
     def _read(self) -> bool:
         count = 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
-from .views import View, size
+from .views import Status, View, size
 
 #: Parts of a model that are named before the others are only counted.
 _NAMED_PARTS: Final = 3
@@ -172,3 +172,16 @@ class Memory(View):
             for one in self.processes
         ]
         return "\n".join(lines)
+
+
+class Told(NamedTuple):
+    """What a pool told at one moment.
+
+    Attributes:
+        at_s: when, on any monotonic clock.
+        memory: what it takes; it may be a little older.
+    """
+
+    at_s: float
+    status: Status
+    memory: Memory

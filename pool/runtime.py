@@ -58,7 +58,10 @@ class RuntimeDirectory:
                 sweep(base)
             self._lock_fd = self._lock()
         except OSError as error:
-            raise ConfigError(f"cannot make {self.path} for the pool's sockets: {error.strerror}") from error
+            raise ConfigError(
+                f"cannot make {self.path} for the pool's sockets: {error.strerror}; "
+                "set XDG_RUNTIME_DIR to a folder that this user can write to"
+            ) from error
         os.ftruncate(self._lock_fd, 0)
         os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
         for name in (CONTROL, REQUESTS):  # left by a predecessor that was killed

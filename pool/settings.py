@@ -18,6 +18,7 @@ from .devices import DeviceSettings, read_devices
 
 #: What one client may have in mailboxes unless it is said otherwise.
 MAILBOX_BYTES: Final = 256 << 20
+LOG_FORMATS: Final = ("text", "json")
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,16 @@ class Settings:
             with 0 they all travel through sockets, which is slower.
         mailbox_total_bytes: how much all clients together may have; default: an eighth of the budget, or of the
             memory that this machine or container has.
-        listen: tcp endpoints on loopback, besides the ipc endpoint that is always there.
+        listen: tcp endpoints, besides the ipc endpoint that is always there. Those beyond loopback need ``keys``.
+        keys: folder of the keys that clients over tcp have to have, see `keys`; default: none are asked for.
         devices: by name, how much of each device the pool may take.
         max_private_bytes: a worker whose private memory grows beyond this is replaced between two requests; 0:
             none is.
+        metrics: ``HOST:PORT`` where metrics and health are served over HTTP; default: nowhere.
+        metrics_public: whether that may be beyond loopback, where anyone may read them.
+        record_events: how many events the flight recorder keeps of the pool's start, and of the time before it is
+            asked; default: ``$ONECOPY_RECORD_EVENTS``, or 1000.
+        log_format: how the log of a standalone supervisor is written: ``text``, or ``json``, an object a line.
 
     Raises:
         ConfigError: something of it cannot be.
@@ -59,8 +66,13 @@ class Settings:
     mailbox_bytes: int = MAILBOX_BYTES
     mailbox_total_bytes: int = 0
     listen: tuple[str, ...] = ()
+    keys: str = ""
     devices: Mapping[str, DeviceSettings] = field(default_factory=lambda: read_devices({}))
     max_private_bytes: int = 0
+    metrics: str = ""
+    metrics_public: bool = False
+    log_format: str = "text"
+    record_events: int | None = None
 
     def __post_init__(self) -> None:
         check_count("workers", self.workers, 1, MAX_WORKERS)
@@ -84,8 +96,16 @@ class Settings:
         object.__setattr__(self, "mailbox_total_bytes", total_bytes)
         check_count("mailbox_total_bytes", total_bytes, 1, 1 << 48)
         for endpoint in self.listen:
-            check_listen(endpoint)
+            check_listen(endpoint, has_keys=bool(self.keys))
         check_count("max_private_bytes", self.max_private_bytes, 0, 1 << 48)
+        check_flag("metrics_public", self.metrics_public)
+        if self.metrics:
+            read_address("metrics", self.metrics, is_public=self.metrics_public)
+        if self.record_events is None:
+            object.__setattr__(self, "record_events", environment.recorded_events())
+        check_count("record_events", self.record_events, 0, 1 << 30)
+        if self.log_format not in LOG_FORMATS:
+            raise ConfigError(f"log_format must be {' or '.join(LOG_FORMATS)}, not {self.log_format!r}")
 
     def on(self, device: str) -> Settings:
         """Return what holds for one of the devices."""
@@ -159,15 +179,42 @@ def read_workers(value: Any, devices: int = 1) -> tuple[int, int]:
     )
 
 
-def check_listen(endpoint: str) -> None:
-    """Refuse to listen anywhere but on loopback: whoever reaches the socket can use the pool.
+def check_listen(endpoint: str, *, has_keys: bool = False) -> None:
+    """Refuse to listen anywhere but on loopback without keys: whoever reaches the socket could use the pool.
 
     Raises:
-        ConfigError: the endpoint is not ``tcp://127.0.0.1:PORT`` or ``tcp://[::1]:PORT``.
+        ConfigError: the endpoint is not ``tcp://HOST:PORT``, or others reach it and there are no keys.
     """
-    match = re.fullmatch(r"tcp://(127(?:\.\d{1,3}){3}|\[::1\]|localhost):(\d{1,5}|\*)", endpoint)
+    match = re.fullmatch(r"tcp://(\[[^\[\]]+\]|[^\s\[\]:]+):(\d{1,5}|\*)", endpoint)
     if match is None or (match[2] != "*" and int(match[2]) > 65535):
         raise ConfigError(
-            f"listen {endpoint!r}: only loopback is allowed, such as tcp://127.0.0.1:5555; "
-            "anyone who reaches the socket can use the pool, and beyond loopback nothing would protect it"
+            f"listen {endpoint!r} is not of the form tcp://HOST:PORT, such as tcp://127.0.0.1:5555, or "
+            "tcp://0.0.0.0:5555 with keys"
         )
+    if not has_keys and not re.fullmatch(r"127(?:\.\d{1,3}){3}|\[::1\]|localhost", match[1]):
+        raise ConfigError(
+            f"listen {endpoint!r}: only loopback is allowed without keys, such as tcp://127.0.0.1:5555; anyone "
+            "who reaches the socket could use the pool. `onecopy keys new NAME` makes keys, for keys = 'NAME'"
+        )
+
+
+def read_address(what: str, address: str, *, is_public: bool) -> tuple[str, int]:
+    """Return the host, without brackets, and the port of an address to serve HTTP at.
+
+    Args:
+        what: the setting, for errors.
+        address: ``HOST:PORT``.
+        is_public: whether it may be beyond loopback.
+
+    Raises:
+        ConfigError: it is none, or beyond loopback and must not be.
+    """
+    match = re.fullmatch(r"(\[[^\[\]]+\]|[^\s\[\]:]+):(\d{1,5})", address)
+    if match is None or int(match[2]) > 65535:
+        raise ConfigError(f"{what} {address!r} is not of the form HOST:PORT, such as 127.0.0.1:9464")
+    if not is_public and not re.fullmatch(r"127(?:\.\d{1,3}){3}|\[::1\]|localhost", match[1]):
+        raise ConfigError(
+            f"{what} {address!r}: beyond loopback anyone may read it; if that is meant, say {what}_public = true "
+            f"(or --{what}-public), else {what} = '127.0.0.1:{match[2]}'"
+        )
+    return match[1].strip("[]"), int(match[2])

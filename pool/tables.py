@@ -127,19 +127,25 @@ def _milliseconds(seconds: float | None) -> str:
 
 def table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows; a column whose title ends with ``>`` is aligned to the right."""
+    console().print(grid(columns, rows))
+
+
+def grid(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return rows as a table; a column whose title ends with ``>`` is aligned to the right."""
     table = Table(box=None, pad_edge=False)
     for title in columns:
         table.add_column(title.rstrip(">"), justify="right" if title.endswith(">") else "left")
     for row in rows:
         table.add_row(*map(Text, row))  # Text: what a user named is no markup
-    _console().print(table)
+    return table
 
 
 def say(text: str) -> None:
     """Print a sentence, on one line however long."""
-    _console().print(Text(text), soft_wrap=True)
+    console().print(Text(text), soft_wrap=True)
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Return what prints: as wide as the terminal, or so wide that nothing is folded."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_WIDE)

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 
 from .checks import ConfigError, check_keys, check_name, read_size
 from .devices import read_devices
+from .keys import key_folder
 from .model import Model, full_path, full_source
 from .settings import Settings, read_workers
 
@@ -51,8 +52,9 @@ def _from_document(document: dict[str, Any], folder: str) -> tuple[Settings, dic
         raise ConfigError(f"listen must be a list of endpoints, such as ['tcp://127.0.0.1:5555'], not {listen!r}")
     workers = document.pop("workers", None)
     types_ = {
-        "slots": int, "adaptive": bool, "threads": int, "pin": bool, "name": str, "listen": list,
+        "slots": int, "adaptive": bool, "threads": int, "pin": bool, "name": str, "listen": list, "keys": str,
         "slot_bytes": int, "mailbox_bytes": int, "mailbox_total_bytes": int, "max_private_bytes": int,
+        "metrics": str, "metrics_public": bool, "log_format": str, "record_events": int,
     }  # fmt: skip
     _check_types("", {key: value for key, value in document.items() if key != "devices"}, types_)
     models: dict[str, Model] = {}
@@ -62,6 +64,8 @@ def _from_document(document: dict[str, Any], folder: str) -> tuple[Settings, dic
     if workers is not None:
         document["least_workers"], document["workers"] = read_workers(workers, len(devices))
     document["listen"] = tuple(document.get("listen", ()))
+    if "keys" in document:
+        document["keys"] = key_folder(document["keys"], folder)
     return Settings(**document), models
 
 

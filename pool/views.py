@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 
@@ -88,6 +88,35 @@ LOAD_WORDS: Final = {
 
 
 @dataclass(frozen=True)
+class RunTimes(View):
+    """How long the runs of a model took.
+
+    Attributes:
+        bounds_s: in seconds, from short to long.
+        counts: how many took up to each, and more than the bound before; the last: more than any.
+    """
+
+    bounds_s: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+    def quantile_s(self, part: float) -> float | None:
+        """Return what this part of the runs took at most, in seconds; None before the first run.
+
+        It is read off the bounds as if runs lay evenly between each two; those beyond all count as the last bound.
+        """
+        rest = part * sum(self.counts)
+        if not rest:
+            return None
+        lower_s = 0.0
+        for upper_s, count in zip(self.bounds_s, self.counts, strict=False):
+            if rest <= count:
+                return lower_s + (upper_s - lower_s) * rest / count
+            rest -= count
+            lower_s = upper_s
+        return lower_s
+
+
+@dataclass(frozen=True)
 class ModelInfo(View):
     """One model on one device.
 
@@ -103,6 +132,8 @@ class ModelInfo(View):
         expected_s: what a call takes, in seconds; None before the first.
         share: its part of the workers' time, relative to others'.
         worker_s: how much of the workers' time it has had.
+        run_times: how long its runs took.
+        is_warm: whether workers shall have it ready before the first request.
         batch: its batches.
         error: why it could not be loaded.
         predicted: what it was expected to take, as earlier loads of it have.
@@ -127,12 +158,19 @@ class ModelInfo(View):
     error: dict[str, Any] | None
     predicted: LoadInfo = LoadInfo()
     actual: LoadInfo = LoadInfo()
+    run_times: RunTimes = RunTimes()
+    is_warm: bool = False
 
     @classmethod
     def from_wire(cls, values: Mapping[str, Any]) -> Self:
         """Return the view of what a supervisor told."""
         figures = {key: LoadInfo.from_wire(values.get(key, {})) for key in ("predicted", "actual")}
-        return super().from_wire({**values, **figures, "batch": BatchInfo.from_wire(values["batch"])})
+        parts = {
+            **figures,
+            "batch": BatchInfo.from_wire(values["batch"]),
+            "run_times": RunTimes.from_wire(values.get("run_times", {})),
+        }
+        return super().from_wire({**values, **parts})
 
     def __str__(self) -> str:
         text = (
@@ -153,6 +191,7 @@ class WorkerInfo(View):
         pid: 0 until it is forked.
         device: whose models it runs.
         outstanding: requests that it holds.
+        running: the model that it is at; empty if it is idle.
         is_thawed: whether it has every warm model ready that it was given.
         models: those it was given.
     """
@@ -164,6 +203,7 @@ class WorkerInfo(View):
     outstanding: int
     is_thawed: bool
     models: list[str]
+    running: str = ""
 
 
 @dataclass(frozen=True)

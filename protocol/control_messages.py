@@ -130,9 +130,16 @@ class FollowLogs(NamedTuple):
 
 
 class LogLines(NamedTuple):
-    """Lines of output: ``[pid, role, model, request, text, count]`` each; request 0 when none ran."""
+    """Lines of output: ``[pid, role, model, request, text, times, level, at_s]`` each; request 0 when none ran.
+
+    ``level`` is ``info`` or ``warning``, ``at_s`` a time in seconds since 1970.
+    """
 
     lines: list[Any]
+
+
+class WriteRecord(NamedTuple):
+    """Write what the flight recorder has to a file; answered by `Done` with its path."""
 
 
 class Done(NamedTuple):

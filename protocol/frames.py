@@ -152,6 +152,11 @@ class StreamDecoder:
         self._header: Message | None = None
         self._buffers: list[Any] = []
 
+    def close(self) -> None:
+        """Give the memory back that was read into: nothing more will be. May be called again."""
+        self._scratch = memoryview(bytearray())
+        self._start = self._end = 0
+
     def space(self) -> memoryview:
         """Return the memory that the next bytes of the stream belong into."""
         if self._large is not None:

@@ -30,9 +30,18 @@ THIRD_PARTY = {
     "pool/core": set(),
     "pool/memory": set(),
     "pool/cli.py": {"typer"},
+    "pool/cli_ask.py": {"typer"},
+    "pool/cli_keys.py": {"typer"},
+    "pool/cli_models.py": {"typer"},
+    "pool/cli_pool.py": {"typer"},
+    "pool/cli_run.py": {"typer"},
     "pool/jobfiles.py": {"xxhash"},
     "pool/command.py": {"typer", "rich", "zmq"},
+    "pool/metrics.py": {"prometheus_client"},
+    "pool/metrics_server.py": {"prometheus_client"},
     "pool/tables.py": {"rich"},
+    "pool/top.py": {"rich"},
+    "pool/top_picture.py": {"rich"},
     "workers": {"torch", "numpy"},
 }
 #: What may be imported inside functions only.

@@ -10,6 +10,7 @@ is gone it removes the folder of the supervisor's sockets, and leaves.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import select
@@ -19,7 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Generator
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from ..protocol.channel import Channel, Delivery
 from ..protocol.errors import PoolError
@@ -47,6 +48,8 @@ _PRELOADED = (
     "numpy", "torch", "cloudpickle", "onecopy.protocol.frozen", "onecopy.protocol.arrays",
     "onecopy.workers.loader", "onecopy.workers.worker", "onecopy.workers.batches",
 )  # fmt: skip
+#: Of prctl(2), which Python has no name for.
+_PR_SET_CHILD_SUBREAPER: Final = 36
 #: How long the lock of a supervisor that is dying may stay taken.
 _LOCK_S = 5.0
 
@@ -69,6 +72,7 @@ class Zygote:
     def run(self) -> None:
         """Serve the supervisor until it is gone."""
         self._import(list(_PRELOADED))
+        _adopt_orphans()
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_write)
         try:
@@ -225,6 +229,14 @@ class Zygote:
         self._lifeline.set_signal(signal.SIGCONT)
         self._lifeline.check()
         heap.settle()
+
+
+def _adopt_orphans() -> None:
+    """Be given what models leave behind when it ends, and take it off the table with the rest.
+
+    Else an app that is a container's first process is given it, and hardly knows what to do with it.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # at worst they go where they went before
 
 
 def main() -> None:

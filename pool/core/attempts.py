@@ -175,6 +175,7 @@ class Attempts:
     def _measure(self, running: _Attempt, event: AttemptEnded) -> None:
         model, first = running.model, running.requests[0]
         model.worker_s += event.seconds
+        model.run_times.add(event.seconds)
         more_s = event.seconds - running.given_s
         self._schedule.correct(model, more_s)
         if len(running.requests) == 1 and first.line is not None:

@@ -197,6 +197,7 @@ class Library:
         if built.rebuild:
             load = version.load
             version.recipe = [load.source, load.manifest, load.pickled]
+        version.notes = built.notes
         for note in built.notes:
             self._out.append(Report(f"{version.load.name}: {note}"))
         self.holdings.let_go(child)

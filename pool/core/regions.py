@@ -161,7 +161,7 @@ class Regions:
         """Note that regions are complete and sealed; those who waited for one may compare."""
         for number in numbers:
             record = self._held.get(filler, {}).get(number)
-            if record is not None and record.filler is filler:
+            if record is not None and record.filler == filler:
                 self._fill(record)
                 self._settle_waiting(record)
 
@@ -170,7 +170,7 @@ class Regions:
         for waiting in self._waiting.values():
             waiting[:] = [one for one in waiting if one[0] != filler]
         for record in list(self._held.pop(filler, {}).values()):
-            if record.filler is filler:
+            if record.filler == filler:
                 self._find_no_more(record)
             self._drop(record, filler)
 
@@ -275,9 +275,9 @@ class Regions:
     def _delay(self, filler: FillerKey, size_bytes: int, digest: bytes) -> bool:
         """Let a filler wait for what another is filling; false if it need not, or has something to fill itself."""
         record = self._by_key.get((size_bytes, digest)) if digest else None
-        if record is None or record.life.state != "filling" or record.filler is filler:
+        if record is None or record.life.state != "filling" or record.filler == filler:
             return False
-        if any(held.filler is filler for held in self._held.get(filler, {}).values()):
+        if any(held.filler == filler for held in self._held.get(filler, {}).values()):
             return False
         self._waiting.setdefault(record.number, []).append((filler, size_bytes, digest))
         return True

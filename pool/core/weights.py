@@ -11,6 +11,7 @@ from ...protocol.states import Lifecycle
 from .batching import Batching
 from .events import CallerKey
 from .queue import Queue
+from .run_times import RunTimes
 from .seen import NOTHING, Seen
 from .terms import Terms, terms_of
 
@@ -37,6 +38,7 @@ class WeightSet:
         manifest, skeleton, modules, regions, recipe: what workers need; empty until it is built.
         private_bytes, opaque: what it took a worker besides the regions when it was last thawed, and what of it
             lies outside of them, by path, and why.
+        notes: what its loader could not do as well as it should.
         layout: the same regions in the manifest's order, with those that are on other devices.
         generation: the zygote generation whose children have its modules.
         loader: the child that builds it, or 0.
@@ -73,6 +75,7 @@ class WeightSet:
         self.regions: tuple[int, ...] = tuple(load.regions)
         self.layout = self.regions
         self.recipe: list[Any] = []
+        self.notes: list[str] = []
         self.opaque: dict[str, str] = {}
         self.private_bytes = 0
         self.generation = 0
@@ -154,6 +157,7 @@ class Model:
         batching: how large batches are.
         expected_s: what a call takes, a moving average of the workers' measurements; None before the first.
         worker_s: how much of workers' time it has had.
+        run_times: how long its runs took.
         seats: the workers that run it, with how many attempts they hold.
         is_held: whether it runs on as many workers as it may, and none of them has room for more.
         clock_s, weight: see `turns.Member`.
@@ -172,6 +176,7 @@ class Model:
         self.expected_s: float | None = None
         self._unit_s = 0.0
         self.worker_s = 0.0
+        self.run_times = RunTimes()
         self.seats: Counter[int] = Counter()
         self.is_held = False
         self.clock_s = 0.0

@@ -86,6 +86,7 @@ class Ring:
         slots: by seat.
         spilled_bytes: the most that a run took outside of its slot since the slots have their present size.
         spills: how many runs did.
+        refusal: why a slot could not be made, or not be made larger, the last time; empty if it could.
     """
 
     def __init__(self, name: str, fixed_bytes: int) -> None:
@@ -97,6 +98,7 @@ class Ring:
         self.slots: dict[int, Slot] = {}
         self.spilled_bytes = 0
         self.spills = 0
+        self.refusal = ""
 
     def note_need(self, weight_set: int, need_bytes: int | None) -> None:
         """Note what a weight set needs; None: it is gone."""
@@ -287,12 +289,14 @@ class Workspace:
             ring.slots[seat].size_bytes = size_bytes
             self._leases.clear()
             ring.spilled_bytes = 0
+            ring.refusal = ""
 
     def region_failed(self, region: int, reason: str) -> None:
         """A slot could not be made, or not be made larger: it is as it was."""
         self._making.discard(region)
         if region in self._by_region:
             ring, seat = self._by_region[region]
+            ring.refusal = reason
             self._out.append(Report(f"workspace {ring.name!r}: runs take private memory instead: {reason}"))
             if not ring.slots[seat].size_bytes:
                 self._by_region.pop(region)

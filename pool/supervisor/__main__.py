@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
+import resource
 import sys
 
+from .init import serve_in_a_fork
 from .owned import serve_owner
 from .standalone import serve_standalone
 
@@ -22,12 +25,26 @@ def main() -> int:
     parser.add_argument("--listen", action="append", default=[], help="tcp endpoint on loopback")
     parser.add_argument("--name", help="what the pool is called, instead of what the file says")
     parser.add_argument("--directory", help="folder for the sockets")
+    parser.add_argument("--metrics", help="HOST:PORT where metrics are served")
+    parser.add_argument("--metrics-public", action="store_true", default=None, help="even if that is not loopback")
+    parser.add_argument("--log-format", help="text or json")
     options = parser.parse_args()
     # What a pool allocates goes by reference counts; collections would only visit all that waits, again and again.
     gc.set_threshold(*COLLECT_AFTER)
+    _raise_descriptor_limit()
+    if os.getpid() == 1:
+        serve_in_a_fork()
     if options.owner_fd is not None:
         return serve_owner(options.owner_fd)
-    return serve_standalone(options.config, options.listen, options.directory, options.name)
+    said = {key: getattr(options, key) for key in ("name", "metrics", "metrics_public", "log_format")}
+    changes = {key: value for key, value in said.items() if value is not None}
+    return serve_standalone(options.config, options.listen, options.directory, changes)
+
+
+def _raise_descriptor_limit() -> None:
+    """Use as many descriptors as the system allows: each worker takes four, each region one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

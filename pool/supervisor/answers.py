@@ -14,10 +14,12 @@ from ..core.accounting import WeightsAccount, account_of
 from ..core.batching import Batching
 from ..core.core import Core
 from ..core.devices import Devices
+from ..core.run_times import BOUNDS_S
 from ..core.weights import Model, WeightSet
 from ..core.workers import Worker
 from ..core.workspace import Ring
 from ..settings import Settings
+from .fallbacks import fallbacks_of
 from .meter import Meter
 from .mover import Mover
 from .processes import Processes
@@ -95,6 +97,8 @@ class Answers:
             "expected_s": model.expected_s,
             "share": model.terms.share,
             "worker_s": model.worker_s,
+            "run_times": {"bounds_s": list(BOUNDS_S), "counts": model.run_times.counts[:]},
+            "is_warm": bool(version.load.options.get("warm")),
             "batch": _batch(model.batching),
             "error": version.error,
             "predicted": version.expected._asdict(),
@@ -128,7 +132,7 @@ class Answers:
             "models": self._models(),
             "rings": [self._ring(core, ring) for core in cores for ring in core.workspace.rings.values()],
             "mailboxes": self._mailboxes(),
-            "fallbacks": list(dict.fromkeys(text for core in cores for text in _fallbacks(core))),
+            "fallbacks": [*fallbacks_of(self._devices), *self._mover.fallbacks],
             "notes": list(self.notes),
         }
 
@@ -146,6 +150,7 @@ class Answers:
             "runs": worker.runs,
             "outstanding": len(worker.outstanding),
             "is_thawed": not worker.thawing,
+            "running": core.attempts.running_on(next(iter(worker.outstanding), 0))[1],
             "models": sorted(sets[number].load.name for number in worker.holds if number in sets),
         }
 
@@ -233,16 +238,6 @@ class Answers:
             "evicted_bytes": self._mover.evicted_bytes(lambda region: self._devices.index_of(region) == index),
             "disk_bytes": self._mover.disk_bytes(lambda region: self._devices.index_of(region) == index),
         }
-
-
-def _fallbacks(core: Core) -> list[str]:
-    """Return what is done on a device in a second-best way, and why."""
-    library = core.library
-    modules = list(core.fleet.zygote.refused.items())
-    models = [(library.holdings.sets[one].load.name, why) for one, why in library.warming.refused.items()]
-    without = core.workspace.without
-    slots = [("slots", f"runs take private memory: {without}")] if without else []
-    return [f"{name}: {reason}" for name, reason in modules + models + slots]
 
 
 def _weights(core: Core, account: WeightsAccount) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Clients over ZeroMQ: those that come over tcp, and those in other languages.
 
-One ROUTER for ipc and, if it is wanted, one for tcp. ``ROUTER_MANDATORY`` makes a peer that does not keep up
-visible: a default ROUTER would drop its messages silently. What waits for such a peer waits in an outbox here.
+One ROUTER for ipc and, if it is wanted, one for tcp, which asks for keys where there are some.
+``ROUTER_MANDATORY`` makes a peer that does not keep up visible: a default ROUTER would drop its messages silently.
+What waits for such a peer waits in an outbox here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import zmq
 from ...protocol.errors import InvalidRequest, PoolError
 from ...protocol.frames import check_buffers, multipart, unpack_header
 from ...protocol.messages import Message, Pong, Rejected
+from ..keys import KeyFolder
 from .clients import Clients, Peer, check_outbox
 from .reactor import Reactor
+from .zap import Doorkeeper
 
 #: Messages that ZeroMQ itself holds for one peer; what is beyond waits in an outbox here.
 _HIGH_WATER: Final = 1000
@@ -47,7 +50,8 @@ class _Router:
         transport: what it is for.
         socket: the socket.
         reactor: in whose turns it is read.
-        received: called with what has come: the peer's identity and the frames.
+        received: called with what has come: the peer's identity, the frames, and the key that let it in; the
+            last may be missing of a peer that is known.
 
     Attributes:
         peers: those that have said something, by identity.
@@ -58,7 +62,7 @@ class _Router:
         transport: ZmqTransport,
         socket: zmq.Socket[bytes],
         reactor: Reactor,
-        received: Callable[[_Router, bytes, list[bytes]], None],
+        received: Callable[[_Router, bytes, list[bytes], str], None],
     ) -> None:
         self.transport: ZmqTransport = transport
         self.socket = socket
@@ -100,17 +104,26 @@ class _Router:
                 return
             identity = receive(_NOBLOCK)
             frames: list[bytes] = []
+            key = ""
+            if identity not in self.peers and get(more):
+                first = receive(_NOBLOCK, copy=False)
+                key, frames = _key_of(first), [first.bytes]
             while get(more):
                 frames.append(receive(_NOBLOCK))
-            self._received(self, identity, frames)
+            self._received(self, identity, frames, key)
         self.read_soon()
 
 
 class ZmqPeer(Peer):
-    """A connection that ROUTER tells apart from others by its identity."""
+    """A connection that ROUTER tells apart from others by its identity.
 
-    def __init__(self, router: _Router, identity: bytes, server: ZmqServer) -> None:
+    Attributes:
+        key: whose public key let it in, in Z85; empty where none is asked for.
+    """
+
+    def __init__(self, router: _Router, identity: bytes, server: ZmqServer, key: str) -> None:
         self.transport = router.transport
+        self.key = key
         self._router = router
         self._identity = identity
         self._server = server
@@ -177,10 +190,19 @@ class ZmqServer:
     def __init__(self, clients: Clients, reactor: Reactor) -> None:
         self._clients = clients
         self._reactor = reactor
+        self._doorkeeper: Doorkeeper | None = None
         self._context = zmq.Context()
         self._routers: dict[ZmqTransport, _Router] = {}
         self._full: dict[ZmqPeer, None] = {}
         self._is_looking = False
+
+    def ask_for_keys(self, folder: KeyFolder, note: Callable[[str], None]) -> None:
+        """Let in over tcp only those whose keys lie in a folder; to be said before anything is bound.
+
+        Raises:
+            ConfigError: the folder has no keys, or others can get at them.
+        """
+        self._doorkeeper = Doorkeeper(self._context, folder, self._reactor, note)
 
     def bind(self, transport: ZmqTransport, endpoint: str) -> None:
         """Listen at an endpoint.
@@ -212,6 +234,8 @@ class ZmqServer:
         """Close the sockets, after giving what was sent a moment to leave."""
         for router in self._routers.values():
             router.socket.close(linger_ms)
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
         self._context.term()
 
     def _make_router(self, transport: ZmqTransport) -> _Router:
@@ -223,15 +247,20 @@ class ZmqServer:
         if transport == "tcp":
             socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
             socket.set(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
+            if self._doorkeeper is not None:
+                self._doorkeeper.guard(socket)
         router = self._routers[transport] = _Router(transport, socket, self._reactor, self._take)
         return router
 
-    def _take(self, router: _Router, identity: bytes, frames: list[bytes]) -> None:
+    def _take(self, router: _Router, identity: bytes, frames: list[bytes], key: str) -> None:
         peer = router.peers.get(identity)
+        is_new = peer is None
         if peer is None:
-            peer = router.peers[identity] = ZmqPeer(router, identity, self)
+            peer = router.peers[identity] = ZmqPeer(router, identity, self, key)
             self._look_later()
         try:
+            if is_new and router.transport == "tcp":
+                self._check_stranger(peer, identity)
             if not frames:
                 raise InvalidRequest("an empty message")
             message = unpack_header(frames[0])
@@ -252,9 +281,24 @@ class ZmqServer:
         """Forget the peers that have gone without a word."""
         self._is_looking = False
         for peer in [peer for router in self._routers.values() for peer in router.peers.values()]:
-            peer.look()
+            try:
+                self._check_key(peer)
+                peer.look()
+            except PoolError as error:
+                self._clients.reject(peer, error)
         if any(router.peers for router in self._routers.values()):
             self._look_later()
+
+    def _check_stranger(self, peer: ZmqPeer, identity: bytes) -> None:
+        """Refuse whoever picks its own identity, which another could take as soon as the first is away."""
+        if not identity.startswith(b"\0"):  # as those are that ZeroMQ gives
+            raise InvalidRequest("a client over tcp leaves its routing id to ZeroMQ")
+        self._check_key(peer)
+
+    def _check_key(self, peer: ZmqPeer) -> None:
+        """Refuse a peer whose key was revoked, though its connection is one that was let in before."""
+        if self._doorkeeper is not None and peer.transport == "tcp" and not self._doorkeeper.knows(peer.key):
+            raise InvalidRequest("the key of this client was revoked")
 
     def _retry(self) -> None:
         for peer in list(self._full):
@@ -262,6 +306,14 @@ class ZmqServer:
                 del self._full[peer]
         if self._full:
             self._reactor.call_at(time.monotonic() + _RETRY_S, self._retry)
+
+
+def _key_of(frame: zmq.Frame) -> str:
+    """Return the key of whoever sent a frame; empty where none was asked for."""
+    try:
+        return cast("str", frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""
 
 
 def ipc_endpoint(path: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,14 +17,16 @@ from ...protocol.channel import Channel, Delivery
 from ...protocol.errors import InvalidRequest, PoolError
 from ...protocol.limits import MAX_OUTBOX_BYTES, MAX_OUTBOX_MESSAGES
 from ...protocol.messages import Message, Refused
+from ..peers import peer_of, peer_pidfd
 from .reactor import Reactor
 
-_PEERCRED: Final = struct.Struct("3i")
-#: Linux's SO_PEERPIDFD (6.5); Python's socket module does not name it.
-_SO_PEERPIDFD: Final = 77
 _BACKLOG: Final = 256
 #: Messages of one connection that are handled in one turn, so that others get theirs in between.
 _READ_AT_ONCE: Final = 64
+_UNSEEN: Final = (
+    "you are in a namespace of processes that is not seen from this pool's, and this kernel cannot tell when you "
+    "end, as Linux 6.5 can; share the namespace (docker: --pid), or connect over tcp"
+)
 
 
 class Connection:
@@ -135,17 +136,14 @@ class ControlServer:
             sock, _ = self._listener.accept()
         except OSError:  # the peer has given up already, or no descriptor is left: later ones may do better
             return
-        pid, uid, _ = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+        pid, uid = peer_of(sock)
         if uid != os.getuid():
-            error = InvalidRequest(f"this pool belongs to uid {os.getuid()}; you are uid {uid}")
-            with contextlib.suppress(OSError):
-                Channel(sock).send(Refused(error.to_record()))
-            sock.close()
+            _refuse(sock, f"this pool belongs to uid {os.getuid()}; you are uid {uid}")
             return
         try:
-            pidfd = _peer_pidfd(sock, pid)
-        except OSError:  # it is gone
-            sock.close()
+            pidfd = peer_pidfd(sock)
+        except OSError:  # it is gone, unless it could not be seen from the beginning
+            _refuse(sock, "" if pid else _UNSEEN)
             return
         self.add(Channel(sock), pid, pidfd, is_owner=False)
 
@@ -171,11 +169,9 @@ class ControlServer:
             self.end(connection)
 
 
-def _peer_pidfd(sock: socket.socket, pid: int) -> int:
-    """Return a pidfd of the process that connected; of its number on kernels that cannot tell it."""
-    try:
-        pidfd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError:
-        return os.pidfd_open(pid)
-    os.set_inheritable(pidfd, False)
-    return pidfd
+def _refuse(sock: socket.socket, reason: str) -> None:
+    """Hang up on somebody who was not let in, and say why if that is known."""
+    if reason:
+        with contextlib.suppress(OSError):
+            Channel(sock).send(Refused(InvalidRequest(reason).to_record()))
+    sock.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 #: How long equal lines of several processes are collected before they are told.
 COLLECT_S: Final = 0.05
@@ -14,8 +17,20 @@ KEPT_LINES: Final = 2000
 _MAX_LINE_BYTES: Final = 8192
 
 
+#: ``warning``: what the supervisor says of something that is not as it should be. All else is ``info``, such as
+#: what a model prints, whatever it is: nobody here could tell.
+Level: TypeAlias = Literal["info", "warning"]
+
+
 class Line(NamedTuple):
-    """One line, or several equal ones; ``request`` is 0 if none was running."""
+    """One line, or several equal ones.
+
+    Attributes:
+        pid, role: the process, or the first of several.
+        model, request: what was running, by its client's number of it; empty and 0 if nothing was.
+        times: how many equal ones there were at once.
+        at_s: when the first came, in seconds since 1970.
+    """
 
     pid: int
     role: str
@@ -23,11 +38,29 @@ class Line(NamedTuple):
     request: int
     text: str
     times: int
+    level: Level
+    at_s: float
 
     def __str__(self) -> str:
         about = f" {self.model}#{self.request}" if self.request else ""
         times = f" (x{self.times})" if self.times != 1 else ""
         return f"[{self.role} {self.pid}{about}] {self.text}{times}"
+
+    def to_json(self) -> str:
+        """Return it as a JSON object, on one line."""
+        at = datetime.datetime.fromtimestamp(self.at_s, datetime.UTC)
+        return json.dumps(
+            {
+                "time": at.isoformat(timespec="milliseconds"),
+                "level": self.level,
+                "role": self.role,
+                "pid": self.pid,
+                "model": self.model or None,
+                "request": self.request or None,
+                "text": self.text,
+                "times": self.times,
+            }
+        )
 
 
 class Logs:
@@ -64,14 +97,14 @@ class Logs:
         if rest:
             self.add(source(), rest.decode(errors="replace"))
 
-    def add(self, source: tuple[int, str, str, int], text: str) -> None:
+    def add(self, source: tuple[int, str, str, int], text: str, level: Level = "info") -> None:
         """Take in one line."""
         if not self._collected:
             self._call_in(COLLECT_S, self.flush)
         pid, role, model, request = source
         seen = self._collected.get((role, text))
         if seen is None:
-            self._collected[(role, text)] = Line(pid, role, model, request, text, 1)
+            self._collected[(role, text)] = Line(pid, role, model, request, text, 1, level, time.time())
         else:
             self._collected[(role, text)] = seen._replace(times=seen.times + 1)
 

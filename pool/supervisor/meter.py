@@ -18,6 +18,7 @@ from ..core.devices import Devices
 from ..core.numbers import device_of
 from ..memory.machine import Machine
 from .background import Background
+from .exporter import Exporter
 from .processes import Processes
 from .reactor import Reactor
 from .sampler import ProcessMemory, Sampler
@@ -46,7 +47,7 @@ class Meter:
     """Measures on its own, and on request.
 
     Args:
-        devices, processes, shelf: what is measured.
+        devices, processes, exporter, shelf: what is measured.
         machine: what they are on.
         reactor: its timer wakes the meter.
         feed: takes events for the core.
@@ -56,6 +57,7 @@ class Meter:
         self,
         devices: Devices,
         processes: Processes,
+        exporter: Exporter,
         shelf: Shelf,
         machine: Machine,
         reactor: Reactor,
@@ -63,6 +65,7 @@ class Meter:
     ) -> None:
         self._devices = devices
         self._processes = processes
+        self._exporter = exporter
         self._shelf = shelf
         self._machine = machine
         self._reactor = reactor
@@ -97,6 +100,8 @@ class Meter:
         """Return what each process of the pool is, by its pid."""
         roles = {os.getpid(): "supervisor"}
         roles |= {zygote.pid: "zygote" for zygote in self._processes.zygotes if zygote.pid}
+        if self._exporter.pid:
+            roles[self._exporter.pid] = "metrics"
         for child in self._processes.children.values():
             if child.pid:
                 roles[child.pid] = child.role
@@ -176,12 +181,13 @@ class Meter:
             self._feed(self._measured_on(device, figures))
 
     def _measured_on(self, device: int, figures: _Figures) -> events.MemoryMeasured:
-        """Return what is on a device; the supervisor's own memory, and all mailboxes, are on the first."""
+        """Return what is on a device; what is of the whole pool, such as mailboxes, is on the first."""
         devices = len(self._devices.cores)
         private = {pid: memory.private for pid, memory in self._processes_last.items()}
         by_role: dict[str, dict[int, int]] = {"worker": {}, "loader": {}}
         others_bytes = private.get(self._processes.zygotes[device].pid, 0)
-        others_bytes += 0 if device else private.get(os.getpid(), 0)
+        if not device:
+            others_bytes += sum(private.get(pid, 0) for pid in (os.getpid(), self._exporter.pid))
         for child in self._processes.children.values():
             if child.pid not in private or device_of(child.number, devices) != device:
                 continue

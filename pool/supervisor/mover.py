@@ -214,6 +214,11 @@ class Mover:
             else:
                 self._shelf.put_away(move.region)
 
+    @property
+    def fallbacks(self) -> list[str]:
+        """What it does in a second-best way, and why."""
+        return [f"evicted weights: {self._folder.fallback}"] if self._folder.fallback else []
+
     def _tell(self, one: MoveRegions, moves: list[_Move], result: _Result) -> None:
         for move in moves:
             self._moves.pop(move.region, None)

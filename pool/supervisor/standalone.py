@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from ...protocol.errors import PoolError
 from ..checks import ConfigError
@@ -16,11 +18,18 @@ from ..toml import read_toml
 from .supervisor import Supervisor
 
 
-def serve_standalone(config: str, listen: list[str], directory: str | None, name: str | None = None) -> int:
-    """Serve until told to stop; return the exit code: 0 stopped, 1 failed, 2 a wrong configuration."""
+def serve_standalone(config: str, listen: list[str], directory: str | None, changes: Mapping[str, Any]) -> int:
+    """Serve until told to stop; return the exit code: 0 stopped, 1 failed, 2 a wrong configuration.
+
+    Args:
+        config: path of a pool.toml.
+        listen: endpoints besides those that it has.
+        directory: folder for the sockets; None: the one of the pool's name.
+        changes: settings that hold instead of what it says.
+    """
     try:
         settings, models = read_toml(config)
-        settings = dataclasses.replace(settings, listen=(*settings.listen, *listen), name=name or settings.name)
+        settings = dataclasses.replace(settings, listen=(*settings.listen, *listen), **changes)
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -6,7 +6,6 @@ It imports no torch, no numpy and no user code, and never maps weights: no model
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from ...protocol.errors import InvalidRequest, PoolError
 from .. import environment
 from ..core import events, instructions
 from ..core.devices import Devices
+from ..keys import KeyFolder
 from ..memory.machine import LinuxMachine
 from ..memory.memfd import MemfdStore
 from ..memory.spill import SpillFolder
@@ -32,14 +32,16 @@ from .clients_unix import UnixServer
 from .clients_zmq import ZmqServer, ipc_endpoint
 from .control import Connection, ControlServer
 from .cores import make_cores
+from .exporter import Exporter
 from .history import History
 from .inbound import FROM_CALLER, FROM_CHILD, FROM_CLIENT, FROM_ZYGOTE, check_declared
 from .interrupts import Interrupts
-from .logs import Line, Logs
+from .logs import Level, Line, Logs
 from .meter import Meter
 from .mover import Mover
 from .processes import Child, Processes
 from .reactor import Reactor
+from .recorder import make_recorder
 from .shelf import Shelf
 
 _LINGER_MS = 500
@@ -57,7 +59,6 @@ class Supervisor:
     """
 
     def __init__(self, settings: Settings, directory: RuntimeDirectory, *, is_verbose: bool) -> None:
-        _raise_descriptor_limit()
         self.settings = settings
         self._directory = directory
         self._is_verbose = is_verbose
@@ -98,9 +99,14 @@ class Supervisor:
             zygote_said=self._from_zygote,
             zygote_died=lambda device, cause: self.feed(events.ZygoteDied(cause, device)),
         )
+        self._exporter = Exporter(settings, directory.path, self._reactor, self._note)
         self._interrupts = Interrupts(self._processes, self._reactor.call_at, self._note)
-        self.devices = Devices(make_cores(settings, machine.total_bytes(), self._history.known))
-        self._meter = Meter(self.devices, self._processes, self._shelf, machine, self._reactor, self.feed)
+        total_bytes, known = machine.total_bytes(), self._history.known
+        self._recorder = make_recorder(settings, total_bytes, known, self._reactor, self._note)
+        self.devices = Devices(make_cores(settings, total_bytes, known))
+        self._meter = Meter(
+            self.devices, self._processes, self._exporter, self._shelf, machine, self._reactor, self.feed
+        )
         self._answers = Answers(self.devices, settings, self._processes, self._shelf, self._mover, self._meter)
         self._execute = self._hands()
         self._meter.start()
@@ -116,8 +122,9 @@ class Supervisor:
             PoolError: an endpoint cannot be bound.
         """
         try:
-            self._reactor.on_signals((signal.SIGTERM, signal.SIGINT), self._signalled)
+            self._reactor.on_signals((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2), self._signalled)
             self._listen()
+            self._exporter.start()
             self._processes.start_zygotes()
             self._reactor.end_with(self._processes.flush)
             if owner is not None:
@@ -143,7 +150,14 @@ class Supervisor:
         self._is_handling = True
         try:
             while self._events:
-                for instruction in self.devices.handle(self._events.popleft(), time.monotonic()):
+                event, now = self._events.popleft(), time.monotonic()
+                try:
+                    out = self.devices.handle(event, now)
+                except Exception as error:
+                    self._recorder.explain(event, now, error)
+                    raise
+                self._recorder.keep(event, now, out)
+                for instruction in out:
                     self._execute[type(instruction)](instruction)
         finally:
             self._is_handling = False
@@ -177,18 +191,25 @@ class Supervisor:
 
     def _listen(self) -> None:
         self._control.listen(self._directory.join(CONTROL))
+        if self.settings.keys:
+            self._zmq_server.ask_for_keys(KeyFolder(self.settings.keys), self._note)
         self._zmq_server.bind("ipc", ipc_endpoint(self._directory.join(REQUESTS)))
         if self._is_verbose:
-            self._note(f"serving at ipc://{self._directory.path}")
+            self._note(f"serving at ipc://{self._directory.path}", "info")
         for endpoint in self.settings.listen:
             self._zmq_server.bind("tcp", endpoint)
-            self._note(f"listening at {self._zmq_server.endpoint('tcp')}")
+            self._note(f"listening at {self._zmq_server.endpoint('tcp')}", "info")
 
     def _signalled(self, number: int) -> None:
-        self._note(f"{signal.Signals(number).name}: finishing what was accepted, then leaving")
+        if number == signal.SIGUSR2:
+            self._recorder.write("SIGUSR2", lambda _: None)
+            return
+        self._note(f"{signal.Signals(number).name}: finishing what was accepted, then leaving", "info")
         self.feed(events.StopAsked(drain=True))
 
     def _close(self) -> None:
+        self._exporter.close()
+        self._recorder.close()
         self._history.write()
         self._logs.flush()
         self._unix_server.close(_LINGER_MS)
@@ -262,6 +283,9 @@ class Supervisor:
             self._control.send(caller, messages.LogLines([list(line) for line in self._logs.kept]))
             if not message.follow:
                 self._control.send(caller, messages.Done("logs"))
+        elif isinstance(message, messages.WriteRecord):
+            why = f"asked for by process {caller.pid}"
+            self._recorder.write(why, lambda answer: self._control.send(caller, answer))
         elif type(message) in FROM_CALLER:
             self.feed(FROM_CALLER[type(message)](caller, message, []))
         else:
@@ -290,12 +314,13 @@ class Supervisor:
             if caller.follows_logs:
                 self._control.send(caller, plain)
         if self._is_verbose:
+            is_json = self.settings.log_format == "json"
             for line in lines:
-                print(line, file=sys.stderr, flush=True)  # noqa: T201
+                print(line.to_json() if is_json else line, file=sys.stderr, flush=True)  # noqa: T201
 
-    def _note(self, text: str) -> None:
+    def _note(self, text: str, level: Level = "warning") -> None:
         self._answers.notes.append(text)
-        self._logs.add((os.getpid(), "supervisor", "", 0), text)
+        self._logs.add((os.getpid(), "supervisor", "", 0), text, level)
 
     # --- children -------------------------------------------------------------------------------------------
 
@@ -340,9 +365,12 @@ class Supervisor:
             self._logs.printed(child.number, data, lambda: self._source(child))
 
     def _source(self, child: Child) -> tuple[int, str, str, int]:
-        # What it wrote at the end of a run may be read after its answer was.
-        begun = child.marks.begun
-        request, model = self._running_on(child.number, begun) if begun else child.ran_last
+        # What it wrote at the end of a run may be read before its answer is, or after that.
+        worker = self.devices.core_of(child.number).fleet.workers.get(child.number)
+        attempt = child.marks.begun or next(iter(worker.outstanding if worker else ()), 0)
+        request, model = self._running_on(child.number, attempt)
+        if not model:
+            request, model = child.ran_last
         return (child.pid, child.role, model, request)
 
     def _running_on(self, child: int, attempt: int) -> tuple[int, str]:
@@ -360,9 +388,3 @@ class Supervisor:
             self._control.send(filler, message, fds)
         else:
             self._processes.send(filler, message, [], fds)
-
-
-def _raise_descriptor_limit() -> None:
-    """Use as many descriptors as the system allows: each worker takes four, each region one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -252,7 +252,7 @@ def test_logs_are_shown_and_followed_until_the_supervisor_ends(tmp_path):
         onecopy("run", "toys", "--method", "say", "--arg", '"first"')
         assert wait_until(lambda: "first" in onecopy("logs").stdout)
         (line,) = [json.loads(one) for one in onecopy("logs", "--json").stdout.splitlines() if "first" in one]
-        assert (line["role"], line["text"], line["count"]) == ("worker", "first", 1)
+        assert (line["role"], line["text"], line["times"]) == ("worker", "first", 1)
         with (tmp_path / "followed").open("w") as output:
             follower = start_onecopy("logs", "--follow", stdout=output)
         assert wait_until(lambda: "first" in (tmp_path / "followed").read_text())

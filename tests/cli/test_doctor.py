@@ -179,3 +179,18 @@ def test_what_can_be_evicted_to_a_disk_is_told(tmp_path):
 
 def test_a_version_inside_the_range_is_supported():
     assert abilities.supported_version("torch", ["torch-other>=9", "torch>=2.0,<9"]).startswith("2.")
+
+
+def test_a_folder_for_sockets_that_cannot_be_written_to_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert abilities.socket_folder() == f"{tmp_path}/onecopy"
+    monkeypatch.setattr(abilities.os, "access", lambda *_: False)
+    with pytest.raises(Missing, match="cannot be written to; set XDG_RUNTIME_DIR"):
+        abilities.socket_folder()
+
+
+def test_a_zeromq_without_encryption_is_told(monkeypatch):
+    assert abilities.encryption().startswith("ZeroMQ 4.")
+    monkeypatch.setattr(abilities.zmq, "has", lambda _: False)
+    with pytest.raises(Missing, match="was built without CURVE"):
+        abilities.encryption()
