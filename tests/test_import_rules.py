@@ -46,6 +46,7 @@ THIRD_PARTY = {
 }
 #: What may be imported inside functions only.
 LAZY = {
+    "protocol/cuda.py": {"cuda"},
     "protocol/filling.py": {"xxhash"},
     "pool/sources.py": {"cloudpickle"},
     "pool/handle.py": {"tqdm"},

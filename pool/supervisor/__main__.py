@@ -22,7 +22,9 @@ def main() -> int:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--owner-fd", type=int, help="socket of the app that starts this process")
     which.add_argument("--config", help="path of a pool.toml")
-    parser.add_argument("--listen", action="append", default=[], help="tcp endpoint; beyond loopback with keys only")
+    parser.add_argument(
+        "--listen", action="append", default=[], help="tcp endpoint; beyond loopback with keys only"
+    )
     parser.add_argument("--name", help="what the pool is called, instead of what the file says")
     parser.add_argument("--directory", help="folder for the sockets")
     parser.add_argument("--metrics", help="HOST:PORT where metrics are served")

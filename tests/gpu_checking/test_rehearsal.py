@@ -1,11 +1,10 @@
 """Experiments run whole, by the real binding, on a stand-in for the driver: they say what is so there."""
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from cuda_driver import build
 from gpu_checking.results import Report
 
 HERE = Path(__file__).parent
@@ -15,15 +14,7 @@ SCRIPTS = HERE.parents[1] / "scripts"
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
     """The folder with the stand-in for libcuda."""
-    pytest.importorskip("cuda.bindings.driver")
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        pytest.skip("there is no C compiler")
-    folder = tmp_path_factory.mktemp("driver")
-    source, library = HERE / "stand_in" / "driver.c", folder / "libcuda.so.1"
-    options = ["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-pthread"]
-    subprocess.run([compiler, *options, "-o", str(library), str(source), "-ldl"], check=True)
-    return folder
+    return build(tmp_path_factory.mktemp("driver")).parent
 
 
 @pytest.mark.parametrize("name", ["T1", "T4", "T5", "T13"])

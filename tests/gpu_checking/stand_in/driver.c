@@ -246,6 +246,23 @@ Result cuMemAlloc_v2(Address *address, size_t size)
     return SUCCESS;
 }
 
+/* Like the device, it faults where it may not read or write. */
+Result cuMemcpyHtoD_v2(Address to, const void *from, size_t size)
+{
+    if (!current)
+        return INVALID_CONTEXT;
+    memcpy((void *)to, from, size);
+    return SUCCESS;
+}
+
+Result cuMemcpyDtoH_v2(void *to, Address from, size_t size)
+{
+    if (!current)
+        return INVALID_CONTEXT;
+    memcpy(to, (const void *)from, size);
+    return SUCCESS;
+}
+
 Result cuModuleLoadData(void **module, const char *image)
 {
     *module = (void *)image;

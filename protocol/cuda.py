@@ -1,0 +1,175 @@
+"""Memory of a GPU by CUDA's virtual memory management: made once, mapped by many, owned by descriptors.
+
+::
+
+    create ──► fd ──► over a unix socket ──► map_device ──► address, readable or writable
+               └── the memory lives as long as a descriptor of it is open or a process has it mapped
+
+None of this needs a CUDA context, so a process that only makes memory and hands it out has none, which would take
+hundreds of megabytes of the GPU. Legacy IPC handles would: they die with their exporter, expose whole allocations,
+and are always writable.
+
+What is mapped read-only cannot be written: a kernel that tries ends the CUDA context of its process, and no other.
+That guards against mistakes, not against intent: whoever imports a descriptor could map it writably.
+
+The binding, which comes with CUDA builds of torch, is imported when the driver is first called.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import cache
+from typing import Any, Final
+
+#: CUresult's number for memory that is not there.
+_OUT_OF_MEMORY: Final = 2
+
+
+class CudaError(Exception):
+    """The driver refused a call.
+
+    Attributes:
+        result: its name for the reason, such as ``CUDA_ERROR_INVALID_VALUE``.
+        is_out_of_memory: whether memory is missing, which may be there a moment later: that of a process that has
+            just ended comes back late.
+    """
+
+    def __init__(self, function: str, result: Any) -> None:
+        super().__init__(f"{function}: {result.name}")
+        self.result: str = result.name
+        self.is_out_of_memory = int(result) == _OUT_OF_MEMORY
+
+
+def granularity_bytes(ordinal: int) -> int:
+    """Return what sizes of a device's memory must be multiples of; 2 MiB on what is sold today.
+
+    Args:
+        ordinal: which of the devices that this process can see.
+
+    Raises:
+        CudaError: the driver cannot be used, or there is no such device.
+    """
+    flags = _driver().CUmemAllocationGranularity_flags
+    minimum = flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
+    return int(_call("cuMemGetAllocationGranularity", _properties(ordinal), minimum))
+
+
+def create(size_bytes: int, ordinal: int) -> int:
+    """Make memory on a device; return the descriptor that it lives by, which children do not inherit.
+
+    Args:
+        size_bytes: a multiple of `granularity_bytes`.
+        ordinal: which of the devices that this process can see.
+
+    Raises:
+        CudaError: the driver refused, perhaps because memory is missing.
+    """
+    handle = _call("cuMemCreate", size_bytes, _properties(ordinal), 0)
+    try:
+        return int(_call("cuMemExportToShareableHandle", handle, _descriptor(), 0))
+    finally:
+        _call("cuMemRelease", handle)  # the descriptor alone holds it from here on
+
+
+class DeviceMapping:
+    """A device's memory at an address of this process, until nobody refers to this any more.
+
+    What was made from it must be gone by then, and what the device was told to do there be done: the driver does
+    not wait for either.
+
+    Args:
+        fd: the memory, from `create`; the caller may close it afterwards.
+        size_bytes: all of it.
+        ordinal: the device that may use it.
+        is_writable: whether it may write there, too.
+
+    Attributes:
+        address: where it is; the same for the processor and the device.
+
+    Raises:
+        CudaError: the driver refused; nothing stays mapped.
+    """
+
+    def __init__(self, fd: int, size_bytes: int, ordinal: int, *, is_writable: bool) -> None:
+        self._size_bytes = size_bytes
+        handle = _call("cuMemImportFromShareableHandle", fd, _descriptor())
+        undo = _Undo()
+        try:
+            undo.add("cuMemRelease", handle)
+            self.address = int(_call("cuMemAddressReserve", size_bytes, granularity_bytes(ordinal), 0, 0))
+            undo.add("cuMemAddressFree", self.address, size_bytes)
+            _call("cuMemMap", self.address, size_bytes, 0, handle, 0)
+            undo.add("cuMemUnmap", self.address, size_bytes)
+            _call("cuMemSetAccess", self.address, size_bytes, [_access(ordinal, is_writable=is_writable)], 1)
+        except BaseException:
+            undo.all()
+            raise
+        undo.first()  # the mapping holds the memory
+        # Not when this process ends: the driver may be gone by then, and gives everything back on its own.
+        weakref.finalize(self, undo.all).atexit = False
+
+    def __len__(self) -> int:
+        """How many bytes there are."""
+        return self._size_bytes
+
+
+class _Undo:
+    """Calls that take back what was done, the last one first."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[Any, ...]] = []
+
+    def add(self, *call: Any) -> None:
+        self._calls.append(call)
+
+    def first(self) -> None:
+        _call(*self._calls.pop(0))
+
+    def all(self) -> None:
+        while self._calls:
+            _call(*self._calls.pop())
+
+
+def _call(function: str, *arguments: Any) -> Any:
+    """Call the driver; return what it gave, None if that is nothing."""
+    result, *values = getattr(_driver(), function)(*arguments)
+    if int(result):
+        raise CudaError(function, result)
+    return values[0] if values else None
+
+
+@cache
+def _driver() -> Any:
+    from cuda.bindings import driver  # pyright: ignore[reportAttributeAccessIssue] - a compiled module
+
+    result: Any = driver.cuInit(0)[0]
+    if int(result):
+        raise CudaError("cuInit", result)
+    return driver
+
+
+def _descriptor() -> Any:
+    return _driver().CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+
+
+def _locate(location: Any, ordinal: int) -> None:
+    location.type = _driver().CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    location.id = ordinal
+
+
+def _properties(ordinal: int) -> Any:
+    properties = _driver().CUmemAllocationProp()
+    properties.type = _driver().CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    _locate(properties.location, ordinal)
+    properties.requestedHandleTypes = _descriptor()
+    return properties
+
+
+def _access(ordinal: int, *, is_writable: bool) -> Any:
+    rights = _driver().CUmemAccess_flags
+    access = _driver().CUmemAccessDesc()
+    _locate(access.location, ordinal)
+    access.flags = (
+        rights.CU_MEM_ACCESS_FLAGS_PROT_READWRITE if is_writable else rights.CU_MEM_ACCESS_FLAGS_PROT_READ
+    )
+    return access
