@@ -99,6 +99,8 @@ class Fleet:
         if self.is_dismissing:
             return refused
         self._out.append(Report(f"the zygote died ({cause}); starting another"))
+        for worker in self.workers:  # they share no page with what the next one forks
+            self.workers.outdate(worker)
         if is_failed_start:
             self._zygote_is_missing = True
             self._hold_back(now)

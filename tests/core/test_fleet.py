@@ -194,7 +194,7 @@ def test_a_loader_that_was_never_forked_is_ordered_from_the_next_zygote():
     assert core.feed(events.ChildExited(2, "unknown", 0, was_forked=False)) == []
     core.feed(events.ZygoteDied("SIGKILL"))
     core.wake(1.0)
-    assert core.feed(events.ZygoteReady("there are no slots here")) == build(3)
+    assert core.feed(events.ZygoteReady("there are no slots here")) == [*build(3), ForkChild(4, "worker")]
     assert core.built(3) == [done("c", "loaded")]
 
 

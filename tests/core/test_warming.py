@@ -131,7 +131,7 @@ def test_a_throwaway_fork_that_never_was_is_forked_from_the_next_zygote():
     core.feed(events.ChildExited(2, "unknown", 0, was_forked=False))
     core.feed(events.ZygoteDied("SIGKILL"))
     core.wake(1.0)
-    assert core.feed(events.ZygoteReady()) == trial(3)
+    assert core.feed(events.ZygoteReady()) == [ForkChild(3, "worker"), *trial(4)]
 
 
 def test_a_zygote_that_cannot_thaw_what_could_be_thawed_is_replaced_and_does_without():
@@ -164,7 +164,7 @@ def test_a_zygote_that_dies_twice_over_one_model_does_without_it_and_keeps_the_o
     assert [sorted(worker.mapped) for worker in world.workers()] == [[1], [1]]
 
 
-def test_workers_that_outlive_their_zygote_are_not_replaced_and_the_next_one_thaws_after_it_has_forked():
+def test_workers_that_outlive_their_zygote_are_replaced_one_by_one_once_the_next_one_has_thawed():
     core = warm(workers=2)
     core.now += 10.0
     core.exited(4)  # its successor is ordered, and lost
@@ -173,8 +173,11 @@ def test_workers_that_outlive_their_zygote_are_not_replaced_and_the_next_one_tha
     assert core.feed(events.ZygoteReady()) == [ForkChild(7, "worker"), in_zygote()]
     core.forked(7)
     assert adopted(core) == [ForkChild(8, "worker")]
-    assert core.forked(8) == [leave(7)]
-    assert weight_set(core).inheritors == {5, 8}
+    assert core.forked(8) == [leave(5), ForkChild(9, "worker")]
+    assert core.forked(9) == [leave(7)]
+    core.exited(5, cause="exit code 0")
+    core.exited(7, cause="exit code 0")
+    assert weight_set(core).inheritors == {8, 9}
 
 
 def test_unloading_ends_the_zygote_and_frees_the_memory_when_the_last_worker_that_has_inherited_it_is_gone():

@@ -71,12 +71,13 @@ def test_what_a_model_started_ends_with_its_worker(pool):
     assert wait_until(lambda: not child.is_running())
 
 
-def test_a_killed_zygote_is_replaced(pool):
-    before = pool.status().zygote_pid
-    os.kill(before, signal.SIGKILL)
-    assert wait_until(lambda: pool.status().zygote_pid not in (0, before))
+def test_a_killed_zygote_is_replaced_and_so_are_workers_which_share_no_page_with_the_next_one(pool):
+    before = pool.status()
+    os.kill(before.zygote_pid, signal.SIGKILL)
+    assert wait_until(lambda: pool.status().zygote_pid not in (0, before.zygote_pid))
     assert float(pool.run("scale", torch.ones(1))) == 2.0
-    assert wait_until(lambda: all(worker.pid for worker in pool.status().workers))
+    old = {0, *(worker.pid for worker in before.workers)}
+    assert wait_until(lambda: not old & {worker.pid for worker in pool.status().workers})
     for worker in pool.status().workers:
         os.kill(worker.pid, signal.SIGKILL)  # the new zygote must fork their successors
     assert float(pool.model("scale", retries=5)(torch.ones(1))) == 2.0
