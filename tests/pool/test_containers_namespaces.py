@@ -156,12 +156,21 @@ with Pool({"leaves": "leaving:leaves"}, workers=1) as pool:
 
 def zombies(first: psutil.Process) -> list[psutil.Process]:
     """Processes of a container that have ended and that nobody has waited for."""
-    there = first.children(recursive=True)
-    return [one for one in there if one.is_running() and one.status() == psutil.STATUS_ZOMBIE]
+    return [one for one in first.children(recursive=True) if is_zombie(one)]
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it was taken off the table just now
+        return False
 
 
 def is_zygote(process: psutil.Process) -> bool:
-    return "onecopy.workers.zygote" in process.cmdline() and process.pid == os.getsid(process.pid)
+    try:
+        return "onecopy.workers.zygote" in process.cmdline() and process.pid == os.getsid(process.pid)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
 
 
 def test_an_exit_code_of_the_fork_that_serves_is_that_of_the_container(tmp_path):
