@@ -7,6 +7,7 @@ import pty
 import select
 import signal
 import subprocess
+import time
 
 import pytest
 from leftovers import wait_until
@@ -101,11 +102,13 @@ def test_a_key_ends_it(tmp_path, end):
 
             def has_ended():
                 os.write(ours, end)  # again, as people do: Python drops an interrupt that comes in a destructor
-                while select.select([ours], [], [], 0)[0]:  # it must not wait for its output to be read
-                    try:
-                        shown.extend(os.read(ours, 65536))
-                    except OSError:
-                        return True
+                later = time.monotonic() + 5
+                while (rest_s := later - time.monotonic()) > 0:
+                    if select.select([ours], [], [], rest_s)[0]:  # it must not wait for its output to be read
+                        try:
+                            shown.extend(os.read(ours, 65536))
+                        except OSError:
+                            return True
                 return False
 
             assert wait_until(has_ended)
