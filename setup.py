@@ -8,7 +8,7 @@ from setuptools.command.build_ext import build_ext
 
 LIBRARY = Extension(
     "onecopy.workers.libonecopy_arena",
-    sources=[f"workers/arena{part}.c" for part in ("", "_blocks", "_heap", "_run", "_segments")],
+    sources=[f"workers/arena{part}.c" for part in ("", "_blocks", "_device", "_heap", "_run", "_segments")],
     depends=[f"workers/arena_{part}.h" for part in ("blocks", "heap", "run", "segments")],
     extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
     optional=True,  # without it a pool works all the same; its workers say what they lack

@@ -71,14 +71,22 @@ def executable_memory(flags: int = os.MFD_CLOEXEC) -> str:
 
 def slots() -> str:
     """Start a process as workers are started, and have it try a slot."""
-    program = "from onecopy.workers.preload import without_slots; import torch; print(without_slots())"
-    done = subprocess.run(  # noqa: S603 - our own module
+    if without := in_a_worker(
+        "from onecopy.workers.preload import without_slots; import torch; print(without_slots())"
+    ):
+        raise Missing(without)
+    return "torch takes its memory from them"
+
+
+def in_a_worker(program: str) -> str:
+    """Return what a program says in a process that is started as workers are; it is missing if that fails."""
+    done = subprocess.run(  # noqa: S603 - our own modules
         [sys.executable, "-P", "-c", program],
         env=environment.zygote_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if done.returncode or done.stdout.strip():
-        raise Missing(done.stdout.strip() or done.stderr.strip().rpartition("\n")[2])
-    return "torch takes its memory from them"
+    if done.returncode:
+        raise Missing(done.stderr.strip().rpartition("\n")[2])
+    return done.stdout.strip()
 
 
 def sent_file(path: str = "/proc/self/exe") -> str:

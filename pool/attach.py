@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import weakref
 from collections.abc import Generator
 from typing import Any
 
 from ..protocol.errors import LoadFailed
+from ..protocol.gpu import begin
 from ..protocol.manifest import Manifest
-from ..protocol.mapping import map_region
+from ..protocol.regions import closing, map_regions, settle_on
 from .control import ControlSocket
 
 
@@ -30,14 +30,14 @@ def attach(name: str, control: ControlSocket) -> Any:
 
     try:
         attached, fds = control.attach(name)
-        try:
+        with closing(fds):
+            gpu = begin(attached.gpu)
             manifest = Manifest.from_wire(attached.manifest)
-            mappings = [map_region(*one) for one in zip(fds, manifest.region_sizes_bytes, strict=True)]
-        finally:
-            for fd in fds:
-                os.close(fd)
+            mappings = map_regions(fds, manifest, gpu)
         with _also_in(attached.paths):
             model = thaw(attached.skeleton, manifest, mappings)
+        if gpu is not None:
+            settle_on(gpu, model)
     except (ImportError, AttributeError) as error:
         control.close()
         raise LoadFailed(f"{name} cannot be thawed in this process: {type(error).__name__}: {error}") from error

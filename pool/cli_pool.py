@@ -38,12 +38,15 @@ def serve(
     log_format: Annotated[
         str | None, typer.Option(help="text; or json: an object a line on standard error.")
     ] = None,
+    mps: Annotated[
+        str | None, typer.Option(metavar="off|auto|on", help="Compute on a GPU at the same time, by NVIDIA's MPS.")
+    ] = None,
 ) -> None:
     """Serve the models of a pool.toml until told to stop; SIGTERM or Ctrl-C drains."""
     command = [sys.executable, "-P", "-m", "onecopy.pool.supervisor", f"--config={config}"]
     command += [f"--listen={endpoint}" for endpoint in listen or ()]
     folder = None if directory is None else os.path.abspath(directory)
-    options = {"name": name, "directory": folder, "metrics": metrics, "log-format": log_format}
+    options = {"name": name, "directory": folder, "metrics": metrics, "log-format": log_format, "mps": mps}
     command += [f"--{option}={value}" for option, value in options.items() if value is not None]
     command += ["--metrics-public"] * metrics_public
     os.execv(sys.executable, command)  # noqa: S606 - what the command line has imported shall not stay in memory

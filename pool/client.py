@@ -11,7 +11,7 @@ from ..protocol.errors import InvalidRequest
 from ..protocol.messages import EvictModel, PinModel, UnloadModel
 from . import environment
 from .attach import attach
-from .checks import ConfigError, check_name, read_size
+from .checks import check_name, read_size
 from .connection import Connection
 from .control import ControlSocket
 from .devices import DeviceSettings, read_devices
@@ -21,7 +21,7 @@ from .handle import ModelHandle
 from .handover import hand_over
 from .launch import OwnedSupervisor
 from .memory_views import Memory
-from .model import Model
+from .model import Model, as_model, named_models
 from .options import RequestOptions
 from .settings import MAILBOX_BYTES, Settings, read_workers
 from .sources import app_paths, load_by_factory, load_by_name
@@ -30,9 +30,6 @@ from .views import ModelInfo, Status
 
 if TYPE_CHECKING:
     from .planning.views import Plan
-
-#: What the only model of ``Pool(model)`` is called.
-ONLY = "model"
 
 
 class Pool:
@@ -70,6 +67,12 @@ class Pool:
         max_private: a worker whose private memory grows beyond this, in bytes or as ``"2GiB"``, is replaced
             between two requests; default: never.
         name: what the pool is called in status and logs.
+        metrics: ``HOST:PORT`` where metrics and health are served over HTTP as long as the pool lives; default:
+            nowhere. It needs ``pip install 'onecopy[metrics]'``.
+        metrics_public: whether that may be beyond loopback, where anyone may read them.
+        mps: whether processes compute on a GPU at the same time, by NVIDIA's Multi-Process Service, instead of in
+            turns: ``"off"``; ``"auto"``, where that can be; ``"on"``, or the pool does not start. A fault of one
+            process ends all of them then.
 
     Raises:
         ConfigError: a setting or model cannot be.
@@ -92,8 +95,11 @@ class Pool:
         devices: Mapping[str, Mapping[str, Any] | DeviceSettings] | Literal["numa"] | None = None,
         max_private: int | str = 0,
         name: str = "pool",
+        metrics: str = "",
+        metrics_public: bool = False,
+        mps: Literal["off", "auto", "on"] = "off",
     ) -> None:
-        named = _named(models)
+        named = named_models(models)
         read = read_devices(devices or {})
         least_workers, most_workers = read_workers(workers, len(read))
         settings = Settings(
@@ -108,6 +114,9 @@ class Pool:
             devices=read,
             max_private_bytes=read_size("max_private", max_private),
             name=name,
+            metrics=metrics,
+            metrics_public=metrics_public,
+            mps=mps,
         )
         self._held_bytes: dict[str, int] = {}
         self._supervisor: OwnedSupervisor | None = OwnedSupervisor(settings)
@@ -244,7 +253,7 @@ class Pool:
             LoadFailed: it cannot be loaded; an older version stays.
             InvalidRequest: the pool is reached over tcp, where no code may travel.
         """
-        self._load(check_name("model", name), _as_model(model), eager=True)
+        self._load(check_name("model", name), as_model(model), eager=True)
 
     def unload(self, name: str) -> None:
         """Forget a model once it has answered what was submitted; returns when its memory is freed.
@@ -373,18 +382,6 @@ class Pool:
                 "supervisor's machine, as its user, over ipc://"
             )
         return ControlSocket(self._connection.directory)
-
-
-def _named(models: Any) -> dict[str, Model]:
-    if not isinstance(models, Mapping):
-        return {ONLY: _as_model(models)}
-    if not models:
-        raise ConfigError("no model was given; a pool needs at least one")
-    return {check_name("model", name): _as_model(model) for name, model in models.items()}
-
-
-def _as_model(model: Any) -> Model:
-    return model if isinstance(model, Model) else Model(model)
 
 
 def _abandon(connection: Connection, supervisor: OwnedSupervisor | None) -> None:

@@ -2,7 +2,7 @@
 
 A device is where weights lie and workers run. There is one, ``cpu``, unless it is said otherwise: a machine can be
 divided into logical ones, ``cpu:0``, ``cpu:1`` and so on, each with a budget and cores of its own, or by its NUMA
-nodes.
+nodes. GPUs are ``cuda:0``, ``cuda:1`` and so on, as this process can see them.
 
 Standard library only: the supervisor imports this, and it must start in a tenth of a second.
 """
@@ -15,20 +15,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
+from ..protocol.gpu import NO_GPU
 from ..protocol.limits import MAX_DEVICES, MAX_WORKERS
 from . import environment
 from .checks import ConfigError, check_choice, check_count, read_size
+from .memory.gpus import ordinal_of, visible
 
 #: The only device of a machine that is not divided.
 WHOLE: Final = "cpu"
 #: What a device may be called.
-NAMES: Final = re.compile(r"cpu(:\d{1,3})?|numa:\d{1,3}")
+NAMES: Final = re.compile(r"cpu(:\d{1,3})?|numa:\d{1,3}|cuda:\d{1,3}")
+_BY_UUID: Final = re.compile(r"cuda:GPU-[\da-f-]+", re.IGNORECASE)
 #: Divide the machine by its nodes.
 BY_NODE: Final = "numa"
+#: All GPUs that this process can see.
+ALL_GPUS: Final = "cuda"
 #: Kept free unless it is said otherwise: this part of the memory, and at most so much.
 _RESERVED_PART: Final = 20
 _MOST_RESERVED_BYTES: Final = 1 << 30
-_KEYS: Final = ("budget", "reserve", "workers", "slots", "threads", "cores")
+#: Of a GPU: for what libraries take there besides what is accounted for.
+_GPU_RESERVED_BYTES: Final = 256 << 20
+_KEYS: Final = ("budget", "reserve", "workers", "slots", "threads", "cores", "share")
 
 
 def _usual_reserve_bytes() -> int:
@@ -43,9 +50,10 @@ class DeviceSettings:
         budget_bytes: the most that everything of the pool on it may take together; 0: all that there is but the
             reserve, or an equal part of that where a machine is divided.
         reserve_bytes: how much the pool leaves free for others; default: a twentieth of the memory that this
-            machine or container has, at most 1 GiB.
+            machine or container has, at most 1 GiB; of a GPU 256 MiB.
         workers, slots, threads: as in `Settings`, for this device; 0: as there.
         cores: those that its processes may use; empty: any, or an equal part of them where a machine is divided.
+        share: of a GPU, how many percent of its multiprocessors each process may use; 0: all. It takes ``mps``.
 
     Raises:
         ConfigError: something of it cannot be.
@@ -57,12 +65,14 @@ class DeviceSettings:
     slots: int = 0
     threads: int = 0
     cores: tuple[int, ...] = ()
+    share: int = 0
 
     def __post_init__(self) -> None:
         check_count("budget", self.budget_bytes, 0, 1 << 48)
         check_count("reserve", self.reserve_bytes, 0, 1 << 48)
         for key in ("workers", "slots", "threads"):
             check_count(key, getattr(self, key), 0, MAX_WORKERS)
+        check_count("share", self.share, 0, 100)
         total_bytes = environment.memory_bytes()
         if self.reserve_bytes >= total_bytes:
             raise ConfigError(
@@ -86,23 +96,36 @@ def read_devices(devices: Any) -> dict[str, DeviceSettings]:
 
     Args:
         devices: ``{"cpu": {"budget": "2GiB", "reserve": "512MiB"}}``, or fewer keys. Several of the names
-            ``cpu:N`` divide the machine; ``"numa"`` divides it by its nodes.
+            ``cpu:N`` divide the machine; ``"numa"`` divides it by its nodes. ``"cuda"`` is all GPUs; one may be
+            named by its UUID, too, or the beginning of that: ``cuda:GPU-1b6f``. It is ``cuda:N`` from then on.
 
     Raises:
         ConfigError: a device or key is not known, or a value cannot be; the message names it.
     """
     if devices == BY_NODE:
         return _divided(_by_node())
+    if devices == ALL_GPUS:
+        return {f"cuda:{gpu.ordinal}": DeviceSettings(reserve_bytes=_GPU_RESERVED_BYTES) for gpu in visible()}
     if not isinstance(devices, Mapping):
         raise ConfigError(
-            f"devices must be {BY_NODE!r} or a mapping such as {{'cpu': {{'budget': '2GiB'}}}}, not {devices!r}"
+            f"devices must be {ALL_GPUS!r}, {BY_NODE!r} or a mapping such as {{'cpu': {{'budget': '2GiB'}}}}, "
+            f"not {devices!r}"
         )
-    given = {name: _read_device(name, table) for name, table in cast("Mapping[Any, Any]", devices).items()}
+    by_name = {_known_name(name): table for name, table in cast("Mapping[Any, Any]", devices).items()}
+    given = {name: _read_device(name, table) for name, table in by_name.items()}
     if len(given) > MAX_DEVICES:
         raise ConfigError(f"a pool may have {MAX_DEVICES} devices, not {len(given)}")
-    if len(given) > 1 and WHOLE in given:
+    parts = {name: one for name, one in given.items() if gpu_of(name) == NO_GPU}
+    if len(parts) > 1 and WHOLE in parts:
         raise ConfigError(f"{WHOLE!r} is the whole machine; name its parts 'cpu:0', 'cpu:1' and so on")
-    return _divided(given) if len(given) > 1 else given or {WHOLE: DeviceSettings()}
+    divided = _divided(parts) if len(parts) > 1 else parts
+    return {name: divided.get(name, one) for name, one in given.items()} or {WHOLE: DeviceSettings()}
+
+
+def gpu_of(name: str) -> int:
+    """Return which GPU a device is, among those that this process can see; `NO_GPU` if it is none."""
+    kind, _, number = name.partition(":")
+    return int(number) if kind == "cuda" else NO_GPU
 
 
 def _by_node() -> dict[str, DeviceSettings]:
@@ -139,9 +162,19 @@ def _shares_of_cores(parts: int) -> Sequence[tuple[int, ...]]:
     return [tuple(mine[first:last]) for first, last in itertools.pairwise(bounds)]
 
 
+def _known_name(name: Any) -> Any:
+    """Return the name with its number of a GPU that is called by its UUID; any other as it is."""
+    if isinstance(name, str) and _BY_UUID.fullmatch(name):
+        return f"cuda:{ordinal_of(name, visible())}"
+    return name
+
+
 def _read_device(name: Any, table: Any) -> DeviceSettings:
     if not isinstance(name, str) or not NAMES.fullmatch(name):
-        raise ConfigError(f"the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, not {name!r}")
+        raise ConfigError(
+            "the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, or 'cuda:0' and so on, "
+            f"not {name!r}"
+        )
     where = f"devices.{name}"
     if isinstance(table, DeviceSettings):
         return table
@@ -150,10 +183,14 @@ def _read_device(name: Any, table: Any) -> DeviceSettings:
     values: dict[str, Any] = {}
     for key, value in cast("Mapping[Any, Any]", table).items():
         check_choice(f"a key of {where}", key, _KEYS)
+        if key == "share" and gpu_of(name) == NO_GPU:
+            raise ConfigError(f"{where}.share is a part of a GPU, which {name!r} is not")
         if key in ("budget", "reserve"):
             values[f"{key}_bytes"] = read_size(f"{where}.{key}", value)
         else:
             values[key] = _read_cores(where, value) if key == "cores" else value
+    if gpu_of(name) != NO_GPU:
+        values.setdefault("reserve_bytes", _GPU_RESERVED_BYTES)
     try:
         return DeviceSettings(**values)
     except ConfigError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from . import abilities
+from . import abilities, gpu_abilities
 from .command import print_line
 
 
@@ -61,6 +61,7 @@ class Finding:
 
 
 _NOT_LOADED: Final = "such models are refused when they are loaded"
+_NO_GPU: Final = "pools run on the processor alone"
 
 ABILITIES: Final[tuple[Ability, ...]] = (
     Ability("sealed memfd", "the one copy, which nobody can change", abilities.sealed_memory),
@@ -143,6 +144,38 @@ ABILITIES: Final[tuple[Ability, ...]] = (
     ),
     Ability(
         "bitsandbytes", "models that it quantised", partial(abilities.package, "bitsandbytes"), _NOT_LOADED,
+    ),
+    Ability(
+        "prometheus-client", "metrics over HTTP", partial(abilities.package, "prometheus-client"),
+        "a pool that is to serve them does not start",
+    ),
+    Ability("CUDA driver", "devices cuda:0 and so on", gpu_abilities.driver, _NO_GPU),
+    Ability("GPUs", "weights and activations there", gpu_abilities.gpus, _NO_GPU),
+    Ability(
+        "virtual memory management", "the one copy on a GPU",
+        partial(gpu_abilities.attribute, "VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED"), _NO_GPU,
+    ),
+    Ability(
+        "GPU memory as descriptors", "handing the one copy on a GPU to workers",
+        partial(gpu_abilities.attribute, "HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED"), _NO_GPU,
+    ),
+    Ability("exported GPU memory", "the same, tried", gpu_abilities.exported_memory, _NO_GPU),
+    Ability(
+        "interprocess events", "handing on a slot before a GPU is done with it, which no pool does yet",
+        partial(gpu_abilities.attribute, "IPC_EVENT_SUPPORTED"), "workers wait for the GPU, as they do with it",
+    ),
+    Ability(
+        "NVML", "seeing what of a GPU's memory is free, whoever takes it", gpu_abilities.management_library,
+        "what CUDA contexts and other programs take counts as free",
+    ),
+    Ability("torch's CUDA", "running models on a GPU", gpu_abilities.torch_on_gpus, _NO_GPU),
+    Ability(
+        "torch's memory pools", "activations on a GPU in memory that workers use one after the other",
+        gpu_abilities.memory_pool, "runs on a GPU take private memory, and slots only bound how many run at once",
+    ),
+    Ability(
+        "Multi-Process Service", "computing on a GPU at the same time (mps)", gpu_abilities.multi_process_service,
+        "processes of a GPU compute in turns",
     ),
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from typing import Final
 
 from .checks import ConfigError
@@ -108,6 +109,16 @@ def default_directory(name: str = "default") -> str:
 def default_endpoint() -> str:
     """Return where a standalone supervisor of this user is found: ``$ONECOPY_ENDPOINT``, or the default pool."""
     return os.environ.get("ONECOPY_ENDPOINT", "") or f"ipc://{default_directory()}"
+
+
+def visible_gpus() -> str:
+    """Return which GPUs CUDA is to show, as ``$CUDA_VISIBLE_DEVICES`` says; empty if that says nothing."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def with_also(values: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with some more, for one that it starts."""
+    return {**os.environ, **values}
 
 
 def zygote_environment() -> dict[str, str]:

@@ -10,6 +10,7 @@ from ..protocol.errors import LoadFailed, PoolError
 from ..protocol.filling import Grant, Granter, Want
 from ..protocol.mapping import Mapping, map_region
 from ..protocol.messages import ExpectModel, LoadModel
+from ..protocol.shareable import check_shareable
 from .control import ControlSocket
 from .model import Model
 from .sources import app_paths, example_of, plain_options
@@ -37,6 +38,7 @@ def hand_over(name: str, model: Model, control: ControlSocket, *, eager: bool) -
 
     try:
         frozen = freeze(_prepared(model))
+        check_shareable(name, len(frozen.manifest.storages), len(frozen.skeleton))
         regions = _Mapping(control.granter())
         control.tell(ExpectModel(name, list(model.devices), frozen.manifest.storage_bytes))
         with OpenFiles() as files:

@@ -18,9 +18,9 @@ import os
 import re
 import stat
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 import zmq
 
@@ -34,6 +34,8 @@ _LINE: Final = re.compile(r"\s*(public-key|secret-key|server-key)\s*=\s*[\"']([^
 _MOST_BYTES: Final = 16384
 #: File systems tell two changes apart by their time if there are some milliseconds between them; this is ample.
 _SETTLED_NS: Final = 2_000_000_000
+#: How often files are looked at that may have been edited: a thousand of them take some milliseconds.
+_LOOK_S: Final = 1.0
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _WRITTEN_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
@@ -50,19 +52,34 @@ class Keys:
         return f"<Keys {self.public}>"
 
 
+class _File(NamedTuple):
+    """A file as it was at some time."""
+
+    name: str
+    changed_ns: int
+    size_bytes: int
+
+
+_Files: TypeAlias = frozenset[_File]
+
+
 class KeyFolder:
     """A server's keys, and whom it lets in.
 
     Args:
         path: the folder.
+        clock: tells seconds.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
+        self._clock = clock
         self._pair = os.path.join(path, "server.key_secret")
         self._clients = os.path.join(path, "clients")
         self._known: frozenset[str] = frozenset()
-        self._read_of_ns: int | None = None  # of what change of the folder that is; None: of the next one, too
+        self._read_of: tuple[int, _Files] | None = None  # folder and files as they were then; None: read it anew
+        self._files: _Files = frozenset()
+        self._look_at = 0.0
 
     def server(self) -> Keys:
         """Return the server's pair.
@@ -85,16 +102,16 @@ class KeyFolder:
         return {name: _read(self._public_file(name)).public for name in names}
 
     def known(self) -> frozenset[str]:
-        """Return the same keys, as files that are added and removed have it now; what is no certificate is none.
+        """Return the same keys as of now, of edited files as of a second ago; what is no certificate is none.
 
-        It is asked whenever somebody comes, strangers in numbers too: files are read when the folder has changed.
+        It is asked whenever somebody comes, strangers in numbers too: files are read when something has changed.
         """
         try:
-            changed_ns = os.stat(self._clients).st_mtime_ns
-            if changed_ns != self._read_of_ns:
+            there = (os.stat(self._clients).st_mtime_ns, self._looked_at())
+            if there != self._read_of:
                 self._known = frozenset(self._certificates())
-                is_settled = time.time_ns() - changed_ns > _SETTLED_NS
-                self._read_of_ns = changed_ns if is_settled else None
+                changed_ns = max((there[0], *(one.changed_ns for one in there[1])))
+                self._read_of = there if time.time_ns() - changed_ns > _SETTLED_NS else None
         except OSError:
             return frozenset()
         return self._known
@@ -144,6 +161,15 @@ class KeyFolder:
             os.unlink(path)
         with contextlib.suppress(FileNotFoundError):  # it was moved to where the client is
             os.unlink(self._issued_file(name))
+
+    def _looked_at(self) -> _Files:
+        """Return what tells that files are as they were; not added and removed ones, which the folder tells."""
+        if self._clock() >= self._look_at:
+            self._look_at = self._clock() + _LOOK_S
+            with os.scandir(self._clients) as found:
+                looks = ((one.name, one.stat()) for one in found)
+                self._files = frozenset(_File(name, one.st_mtime_ns, one.st_size) for name, one in looks)
+        return self._files
 
     def _certificates(self) -> Iterator[str]:
         for name in os.listdir(self._clients):

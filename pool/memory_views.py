@@ -29,8 +29,8 @@ class WeightsInfo(View):
 
     Attributes:
         device: where it is.
-        tier: ``memory``; ``disk``, once it was evicted; ``file``, if workers map its weights file; empty before it
-            is loaded.
+        tier: ``memory``; ``gpu``; ``disk``, once it was evicted; ``file``, if workers map its weights file; empty
+            before it is loaded, and once it was evicted from a GPU.
         size_bytes: its one copy.
         own_bytes: what of it no other model lies in: what unloading it would free.
         shared_with: by model, the bytes that both lie in.

@@ -27,6 +27,9 @@ from .devices import NAMES
 
 SourceKind = Literal["object", "factory", "import", "path"]
 
+#: What the only model of ``Pool(model)`` is called.
+ONLY: Final = "model"
+
 _IMPORT: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 _SAID: Final = {
@@ -279,3 +282,25 @@ def full_path(what: str, value: str | os.PathLike[str], folder: str) -> str:
     if not isinstance(path, str) or not path or "\0" in path:
         raise ConfigError(f"{what} must be the path of a file or folder, not {value!r}")
     return os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
+
+
+def named_models(models: Any) -> dict[str, Model]:
+    """Return models by name, as `Pool` takes them: a mapping, or the only one.
+
+    Raises:
+        ConfigError: there is none, or one cannot be.
+    """
+    if not isinstance(models, Mapping):
+        return {ONLY: as_model(models)}
+    if not models:
+        raise ConfigError("no model was given; a pool needs at least one")
+    return {check_name("model", name): as_model(model) for name, model in models.items()}
+
+
+def as_model(model: Any) -> Model:
+    """Return a model, or what may be the ``source`` of one, as a model.
+
+    Raises:
+        ConfigError: it cannot be one.
+    """
+    return model if isinstance(model, Model) else Model(model)

@@ -22,7 +22,7 @@ from .environment import runtime_base
 CONTROL: Final = "control"
 REQUESTS: Final = "requests"
 #: A unix socket's path has 107 bytes at most (sun_path is 108 with its end).
-_MAX_PATH_BYTES: Final = 107
+MAX_PATH_BYTES: Final = 107
 
 
 class AlreadyServed(PoolError):
@@ -47,10 +47,10 @@ class RuntimeDirectory:
         base = runtime_base()
         self.path = path or os.path.join(base, f"pool-{os.getpid()}-{secrets.token_hex(4)}")
         longest = os.path.join(self.path, REQUESTS)
-        if len(os.fsencode(longest)) > _MAX_PATH_BYTES:
+        if len(os.fsencode(longest)) > MAX_PATH_BYTES:
             raise ConfigError(
                 f"{longest} is {len(os.fsencode(longest))} bytes long; a socket's path has at most "
-                f"{_MAX_PATH_BYTES}: set XDG_RUNTIME_DIR or TMPDIR to a shorter folder"
+                f"{MAX_PATH_BYTES}: set XDG_RUNTIME_DIR or TMPDIR to a shorter folder"
             )
         try:
             if path is None or os.path.dirname(self.path) == base:

@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ..protocol.gpu import NO_GPU
 from ..protocol.limits import MAX_BUFFER_BYTES, MAX_WORKERS
 from . import environment
-from .checks import ConfigError, check_count, check_flag, check_keys, check_name
-from .devices import DeviceSettings, read_devices
+from .checks import ConfigError, check_choice, check_count, check_flag, check_keys, check_name
+from .devices import DeviceSettings, gpu_of, read_devices
 
 #: What one client may have in mailboxes unless it is said otherwise.
 MAILBOX_BYTES: Final = 256 << 20
 LOG_FORMATS: Final = ("text", "json")
+MPS_MODES: Final = ("off", "auto", "on")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Settings:
         record_events: how many events the flight recorder keeps of the pool's start, and of the time before it is
             asked; default: ``$ONECOPY_RECORD_EVENTS``, or 1000.
         log_format: how the log of a standalone supervisor is written: ``text``, or ``json``, an object a line.
+        mps: whether processes compute on a GPU at the same time, by NVIDIA's Multi-Process Service, instead of in
+            turns: ``off``; ``auto``, where that can be; ``on``, or the pool does not start. A fault of one process
+            ends all of them then.
 
     Raises:
         ConfigError: something of it cannot be.
@@ -73,6 +78,7 @@ class Settings:
     metrics_public: bool = False
     log_format: str = "text"
     record_events: int | None = None
+    mps: str = "off"
 
     def __post_init__(self) -> None:
         check_count("workers", self.workers, 1, MAX_WORKERS)
@@ -90,8 +96,8 @@ class Settings:
         check_count("slot_bytes", self.slot_bytes, 0, 1 << 48)
         check_name("name", self.name)
         check_count("mailbox_bytes", self.mailbox_bytes, 0, MAX_BUFFER_BYTES)
-        budgets_bytes = [device.budget_bytes for device in self.devices.values()]
-        most_bytes = sum(budgets_bytes) if all(budgets_bytes) else environment.memory_bytes()
+        budgets_bytes = [one.budget_bytes for name, one in self.devices.items() if gpu_of(name) == NO_GPU]
+        most_bytes = sum(budgets_bytes) if budgets_bytes and all(budgets_bytes) else environment.memory_bytes()
         total_bytes = self.mailbox_total_bytes or most_bytes // 8
         object.__setattr__(self, "mailbox_total_bytes", total_bytes)
         check_count("mailbox_total_bytes", total_bytes, 1, 1 << 48)
@@ -106,6 +112,10 @@ class Settings:
         check_count("record_events", self.record_events, 0, 1 << 30)
         if self.log_format not in LOG_FORMATS:
             raise ConfigError(f"log_format must be {' or '.join(LOG_FORMATS)}, not {self.log_format!r}")
+        check_choice("mps", self.mps, MPS_MODES)
+        shared = [name for name, one in self.devices.items() if one.share]
+        if shared and self.mps == "off":
+            raise ConfigError(f"devices.{shared[0]}.share needs mps = 'on' or 'auto'")
 
     def on(self, device: str) -> Settings:
         """Return what holds for one of the devices."""
@@ -124,6 +134,11 @@ class Settings:
     def cores(self) -> list[int]:
         """The cores that processes of this device may use, where it is one and has some of its own; else empty."""
         return list(next(iter(self.devices.values())).cores) if len(self.devices) == 1 else []
+
+    @property
+    def gpu(self) -> int:
+        """Which GPU this device is, where it is one and one of these; else `NO_GPU`."""
+        return gpu_of(next(iter(self.devices))) if len(self.devices) == 1 else NO_GPU
 
     @property
     def seat_cores(self) -> list[list[int]]:

@@ -55,6 +55,7 @@ def _from_document(document: dict[str, Any], folder: str) -> tuple[Settings, dic
         "slots": int, "adaptive": bool, "threads": int, "pin": bool, "name": str, "listen": list, "keys": str,
         "slot_bytes": int, "mailbox_bytes": int, "mailbox_total_bytes": int, "max_private_bytes": int,
         "metrics": str, "metrics_public": bool, "log_format": str, "record_events": int,
+        "mps": str,
     }  # fmt: skip
     _check_types("", {key: value for key, value in document.items() if key != "devices"}, types_)
     models: dict[str, Model] = {}

@@ -78,6 +78,13 @@ def copy_bytes(destination: memoryview, source: Buffer) -> None:
     numpy.copyto(numpy.frombuffer(destination, numpy.uint8), numpy.frombuffer(source, numpy.uint8))
 
 
+def bytes_of(tensor: Any) -> Any:
+    """Return the bytes of a dense torch tensor, row-major, as a flat tensor there; copied only if need be."""
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    # A tensor of one element counts as contiguous whatever its strides, and view() looks at strides.
+    return plain.as_strided((plain.numel(),), (1,)).view(sys.modules["torch"].uint8)
+
+
 def _from_numpy(numpy: Any, value: Any, family: str) -> ArrayData:
     array = numpy.asarray(value)
     if not array.dtype.isnative:
@@ -101,9 +108,7 @@ def _from_torch(torch: Any, tensor: Any) -> ArrayData:
         raise ValueError(f"a tensor of {tensor.dim()} dimensions; at most {MAX_DIMENSIONS} can travel")
     if tensor.device.type == "meta":
         raise ValueError("a tensor on the meta device has no data; send one that has")
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    # A tensor of one element counts as contiguous whatever its strides, and view() looks at strides.
-    flat = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
+    flat = bytes_of(tensor).cpu()
     return ArrayData("t", wire, tuple(tensor.shape), cast("Buffer", flat.numpy().data))
 
 

@@ -145,9 +145,10 @@ class Forgot(NamedTuple):
 
 
 class MapSlot(NamedTuple):
-    """To a worker: here is a slot's memory; its fd comes along."""
+    """To a worker: here is a slot's memory, so large now; its fd comes along. On a GPU it stays as large."""
 
     slot: int
+    size_bytes: int
 
 
 class UnmapSlot(NamedTuple):

@@ -11,10 +11,13 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from .origins import FileRange, file_ranges
 from .pieces import Piece
+
+if TYPE_CHECKING:
+    import torch
 
 #: The kernel copies at most 2 GiB less a page at once; rounder pieces keep pages whole.
 MAX_COPY_BYTES: Final = 1 << 30
@@ -42,11 +45,33 @@ class Content:
     def chunks(self) -> Iterator[memoryview]:
         """Yield the bytes; each chunk is valid until the next is asked for."""
         if self._origin is None:
-            memory = self._piece.view()
+            on_gpu = self.on_gpu
+            memory = self._piece.view() if on_gpu is None else memoryview(cast("Any", on_gpu.cpu().numpy()))
             for start in range(0, self.size_bytes, _CHUNK_BYTES):
                 yield memory[start : start + _CHUNK_BYTES]
             return
         yield from _read(self._files.fd(self._origin.path), self._origin.offset_bytes, self.size_bytes)
+
+    @property
+    def on_gpu(self) -> torch.Tensor | None:
+        """The bytes as a tensor, if they are in the memory of a GPU; else None."""
+        if not self._piece.is_on_gpu:
+            return None
+        import torch
+
+        storage = next(iter(self._piece.storages.values()))
+        return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+    def read_into(self, buffer: memoryview, start_bytes: int) -> None:
+        """Read so many bytes, from a place on; several threads may at once.
+
+        Raises:
+            OSError: the file cannot be read, or was cut.
+        """
+        if self._origin is None:
+            ctypes.memmove(_address(buffer), self._piece.address + start_bytes, len(buffer))
+        else:
+            _read_all(self._files.fd(self._origin.path), self._origin.offset_bytes + start_bytes, buffer)
 
     def copy_to(self, fd: int, offset_bytes: int) -> None:
         """Write the bytes to a file.
@@ -156,14 +181,18 @@ def _read(fd: int, offset_bytes: int, size_bytes: int) -> Iterator[memoryview]:
     end_bytes = offset_bytes + size_bytes
     while offset_bytes < end_bytes:
         part = buffer[: min(_CHUNK_BYTES, end_bytes - offset_bytes)]
-        filled_bytes = 0
-        while filled_bytes < len(part):
-            read_bytes = os.preadv(fd, [part[filled_bytes:]], offset_bytes + filled_bytes)
-            if read_bytes == 0:
-                raise OSError(errno.ENODATA, f"the file ends at {offset_bytes + filled_bytes:,} bytes; it was cut")
-            filled_bytes += read_bytes
-        offset_bytes += filled_bytes
+        _read_all(fd, offset_bytes, part)
+        offset_bytes += len(part)
         yield part
+
+
+def _read_all(fd: int, offset_bytes: int, into: memoryview) -> None:
+    while into:
+        read_bytes = os.preadv(fd, [into], offset_bytes)
+        if read_bytes == 0:
+            raise OSError(errno.ENODATA, f"the file ends at {offset_bytes:,} bytes; it was cut")
+        offset_bytes += read_bytes
+        into = into[read_bytes:]
 
 
 def _are_equal(one: memoryview, other: memoryview) -> bool:

@@ -201,12 +201,16 @@ class AttachModel(NamedTuple):
 
 
 class Attached(NamedTuple):
-    """A model for whoever asked: what a worker gets in `Thaw`; the fds of its regions come along."""
+    """A model for whoever asked: what a worker gets in `Thaw`; the fds of its regions come along.
+
+    It is on the GPU of this number, or on none (-1).
+    """
 
     options: dict[str, Any]
     manifest: list[Any]
     skeleton: bytes
     paths: list[str]
+    gpu: int
 
 
 class MoreDescriptors(NamedTuple):

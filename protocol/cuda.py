@@ -17,27 +17,103 @@ The binding, which comes with CUDA builds of torch, is imported when the driver 
 
 from __future__ import annotations
 
+import os
+import uuid
 import weakref
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 #: CUresult's number for memory that is not there.
 _OUT_OF_MEMORY: Final = 2
+#: More than the name of any GPU has.
+_NAME_BYTES: Final = 256
 
 
 class CudaError(Exception):
-    """The driver refused a call.
+    """The driver refused a call, or there is none that could be called.
+
+    Args:
+        said: the function that was called, or what is missing.
+        result: what the driver gave for a reason; None: it was not called.
 
     Attributes:
-        result: its name for the reason, such as ``CUDA_ERROR_INVALID_VALUE``.
+        result: its name for the reason, such as ``CUDA_ERROR_INVALID_VALUE``; empty if it was not called.
         is_out_of_memory: whether memory is missing, which may be there a moment later: that of a process that has
             just ended comes back late.
     """
 
-    def __init__(self, function: str, result: Any) -> None:
-        super().__init__(f"{function}: {result.name}")
-        self.result: str = result.name
-        self.is_out_of_memory = int(result) == _OUT_OF_MEMORY
+    def __init__(self, said: str, result: Any = None) -> None:
+        super().__init__(said if result is None else f"{said}: {result.name}")
+        self.result: str = "" if result is None else result.name
+        self.is_out_of_memory = result is not None and int(result) == _OUT_OF_MEMORY
+
+
+class GpuInfo(NamedTuple):
+    """A GPU, as the driver tells.
+
+    Attributes:
+        ordinal: its number among those that this process can see.
+        uuid: what it is called in every process, such as ``GPU-1b6f8a52-...``.
+        name: of its model.
+        total_bytes: how much memory CUDA has of it.
+    """
+
+    ordinal: int
+    uuid: str
+    name: str
+    total_bytes: int
+
+
+def describe(ordinal: int) -> GpuInfo:
+    """Return what the driver tells of a GPU; that takes no context.
+
+    Args:
+        ordinal: which of the devices that this process can see.
+
+    Raises:
+        CudaError: the driver cannot be used, or there is no such device.
+    """
+    device = _call("cuDeviceGet", ordinal)
+    name = _call("cuDeviceGetName", _NAME_BYTES, device)
+    return GpuInfo(
+        ordinal,
+        f"GPU-{uuid.UUID(bytes=bytes(_call('cuDeviceGetUuid', device).bytes))}",
+        name.split(b"\0", 1)[0].decode(errors="replace"),
+        int(_call("cuDeviceTotalMem", device)),
+    )
+
+
+def count() -> int:
+    """Return how many GPUs this process can see.
+
+    Raises:
+        CudaError: the driver cannot be used, or there is none.
+    """
+    return int(_call("cuDeviceGetCount"))
+
+
+def attribute(ordinal: int, name: str) -> int:
+    """Return an attribute of a GPU, 0 or 1 where it is an ability.
+
+    Args:
+        ordinal: which of the devices that this process can see.
+        name: as in cuda.h, without the beginning ``CU_DEVICE_ATTRIBUTE_``.
+
+    Raises:
+        CudaError: the driver cannot be used, or there is no such device.
+    """
+    number = getattr(_driver().CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+    return int(_call("cuDeviceGetAttribute", number, _call("cuDeviceGet", ordinal)))
+
+
+def driver_version() -> tuple[int, int]:
+    """Return the newest version of CUDA that the driver knows, such as ``(13, 0)``.
+
+    Raises:
+        CudaError: the driver cannot be used.
+    """
+    number = int(_call("cuDriverGetVersion"))  # 1000 times the first and 10 times the second
+    return number // 1000, number % 1000 // 10
 
 
 def granularity_bytes(ordinal: int) -> int:
@@ -69,6 +145,23 @@ def create(size_bytes: int, ordinal: int) -> int:
         return int(_call("cuMemExportToShareableHandle", handle, _descriptor(), 0))
     finally:
         _call("cuMemRelease", handle)  # the descriptor alone holds it from here on
+
+
+def is_host_memory(ordinal: int) -> bool:
+    """Whether the processor can use a device's memory as its own, at the same addresses.
+
+    Raises:
+        CudaError: the driver cannot be used, or there is no such device.
+    """
+    size_bytes = granularity_bytes(ordinal)
+    fd = create(size_bytes, ordinal)
+    try:
+        mapping = DeviceMapping(fd, size_bytes, ordinal, is_writable=False)
+    finally:
+        os.close(fd)
+    attribute = _driver().CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
+    kind = int(_call("cuPointerGetAttribute", attribute, mapping.address))
+    return kind == int(_driver().CUmemorytype.CU_MEMORYTYPE_HOST)
 
 
 class DeviceMapping:
@@ -140,9 +233,16 @@ def _call(function: str, *arguments: Any) -> Any:
 
 @cache
 def _driver() -> Any:
-    from cuda.bindings import driver  # pyright: ignore[reportAttributeAccessIssue] - a compiled module
+    try:
+        from cuda.bindings import driver  # pyright: ignore[reportAttributeAccessIssue] - a compiled module
 
-    result: Any = driver.cuInit(0)[0]
+        result: Any = driver.cuInit(0)[0]
+    except ImportError as error:
+        raise CudaError(
+            f"cuda-bindings, which comes with CUDA builds of torch, cannot be imported: {error}"
+        ) from error
+    except RuntimeError as error:  # so says the binding
+        raise CudaError("the CUDA driver (libcuda.so.1) cannot be loaded") from error
     if int(result):
         raise CudaError("cuInit", result)
     return driver

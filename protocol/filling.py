@@ -11,8 +11,8 @@ those that others filled. They talk like this, for some regions at a time::
       │ filled ─────────────────────────────► │  seals it; from here on others find it
 
 A digest only says where to look: what is to be shared is compared byte for byte, and if it differs the region is
-asked for again without a digest. A second thread computes digests ahead of the copying, so that hashing costs no
-second pass; what is found elsewhere is never copied.
+asked for again without a digest. Another thread computes digests ahead of the copying, so that hashing costs no
+second pass; what is found elsewhere is never copied. A GPU copies faster than one thread hashes: there several do.
 
 Nothing is mapped to be written: a region with a writable shared mapping cannot be sealed.
 """
@@ -23,13 +23,17 @@ import contextlib
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
 from .contents import Content
+from .uploads import Uploads
 
 #: Regions whose digests may be known before they are copied.
 _HASHED_AHEAD: Final = 8
+#: So many threads compute them for a GPU: each does some 5 GB/s, and pinned memory is copied at 50.
+_MOST_THREADS: Final = 12
 
 GrantState = Literal["fill", "compare", "wait"]
 
@@ -39,6 +43,7 @@ class Want(NamedTuple):
 
     size_bytes: int
     digest: bytes
+    on_gpu: bool = False
 
 
 class Grant(NamedTuple):
@@ -75,10 +80,15 @@ class Granter(Protocol):
 
 
 class Filling(NamedTuple):
-    """What one region is to hold: contents, and where in it each begins."""
+    """What one region is to hold: contents, and where in it each begins; and who copies, if it is on a GPU."""
 
     size_bytes: int
     contents: list[tuple[int, Content]]
+    uploads: Uploads | None = None
+
+    def want(self, digest: bytes) -> Want:
+        """Return what is to be asked for."""
+        return Want(self.size_bytes, digest, self.uploads is not None)
 
     def digest(self) -> bytes:
         """Return the xxh3-128 of all contents in their order."""
@@ -92,11 +102,16 @@ class Filling(NamedTuple):
 
     def write(self, fd: int) -> None:
         """Write all contents."""
+        if self.uploads is not None:
+            self.uploads.write(fd, self.size_bytes, self.contents)
+            return
         for offset_bytes, content in self.contents:
             content.copy_to(fd, offset_bytes)
 
     def equals(self, fd: int) -> bool:
         """Whether a region holds the same contents at the same places."""
+        if self.uploads is not None:
+            return self.uploads.equal(fd, self.size_bytes, self.contents)
         return all(content.equals(fd, offset_bytes) for offset_bytes, content in self.contents)
 
     def release(self) -> None:
@@ -124,7 +139,7 @@ def fill(regions: Sequence[Filling | str], granter: Granter, *, share: bool, con
     delayed: list[tuple[int, bytes]] = []
 
     def settle(batch: list[tuple[int, bytes]]) -> None:
-        grants = granter.need([Want(fillings[index].size_bytes, digest) for index, digest in batch])
+        grants = granter.need([fillings[index].want(digest) for index, digest in batch])
         fds = [grant.fd for grant in grants if grant.state != "wait"]
         try:
             for (index, digest), grant in zip(batch, grants, strict=True):
@@ -163,34 +178,41 @@ def _use(filling: Filling, grant: Grant, granter: Granter) -> bool:
 @contextlib.contextmanager
 def _digests(fillings: Mapping[int, Filling]) -> Generator[Iterator[list[tuple[int, bytes]]]]:
     """Yield the indices of fillings with their digests, as many at a time as are known."""
-    known: queue.Queue[tuple[int, bytes] | BaseException | None] = queue.Queue(_HASHED_AHEAD)
-    is_over = threading.Event()
+    known: queue.Queue[tuple[int, bytes] | BaseException] = queue.Queue(_HASHED_AHEAD)
+    left = deque(fillings.items())
 
     def work() -> None:
-        try:
-            for index, filling in fillings.items():
+        while left:
+            try:
+                index, filling = left.popleft()
+            except IndexError:  # another thread has taken the last
+                return
+            try:
                 known.put((index, filling.digest()))
-                if is_over.is_set():
-                    return
-            known.put(None)
-        except BaseException as error:  # noqa: BLE001 - it is raised where digests are waited for
-            known.put(error)
+            except BaseException as error:  # noqa: BLE001 - it is raised where digests are waited for
+                known.put(error)
+                return
 
-    thread = threading.Thread(target=work, name="onecopy-digests", daemon=True)
-    thread.start()
+    is_for_gpu = any(filling.uploads is not None for filling in fillings.values())
+    count = min(_MOST_THREADS, len(os.sched_getaffinity(0)), len(fillings)) if is_for_gpu else 1
+    threads = [threading.Thread(target=work, name="onecopy-digests", daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
     try:
-        yield _batches(known)
+        yield _batches(known, len(fillings))
     finally:
-        is_over.set()
-        while thread.is_alive():  # it may wait for room
-            with contextlib.suppress(queue.Empty):
-                known.get(timeout=0.01)
-        thread.join()
+        left.clear()
+        for thread in threads:
+            while thread.is_alive():  # it may wait for room
+                with contextlib.suppress(queue.Empty):
+                    known.get(timeout=0.01)
+            thread.join()
 
 
-def _batches(known: queue.Queue[tuple[int, bytes] | BaseException | None]) -> Iterator[list[tuple[int, bytes]]]:
-    is_over = False
-    while not is_over:
+def _batches(
+    known: queue.Queue[tuple[int, bytes] | BaseException], count: int
+) -> Iterator[list[tuple[int, bytes]]]:
+    while count:
         batch: list[tuple[int, bytes]] = []
         items = [known.get()]
         with contextlib.suppress(queue.Empty):
@@ -199,9 +221,6 @@ def _batches(known: queue.Queue[tuple[int, bytes] | BaseException | None]) -> It
         for item in items:
             if isinstance(item, BaseException):
                 raise item
-            if item is None:
-                is_over = True
-            else:
-                batch.append(item)
-        if batch:
-            yield batch
+            batch.append(item)
+        count -= len(batch)
+        yield batch

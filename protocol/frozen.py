@@ -29,11 +29,13 @@ from typing import TYPE_CHECKING, Any
 from .contents import OpenFiles, contents_of
 from .culprit import path_to
 from .filling import Filling
-from .manifest import InFile, Manifest
+from .gpu import DeviceMemory, Gpu
+from .manifest import InFile, Manifest, Role
 from .mapping import Mapping, storage_in
 from .origins import file_ranges
 from .pieces import Pieces, WrongDeviceError
 from .skeleton import SkeletonPickler, SkeletonUnpickler, view_like
+from .uploads import Uploads
 
 if TYPE_CHECKING:
     import torch
@@ -93,18 +95,23 @@ class Frozen:
         """How much of it stays in files."""
         return sum(self.manifest.storages[index].size_bytes for index in self._in_files)
 
-    def fillings(self, files: OpenFiles) -> list[Filling | str]:
+    def fillings(self, files: OpenFiles, gpu: Gpu | None = None) -> list[Filling | str]:
         """Return what each region of the manifest is to hold; the path for one that is a file itself.
 
         Args:
             files: opens the files that contents lie in; they are read from as long as it is.
+            gpu: that which it was frozen for.
 
         Raises:
             ValueError: the object was re-pointed already.
             OSError: a file cannot be read.
         """
         contents = contents_of(self._held(), files)
-        regions: list[Filling | str] = [Filling(size, []) for size in self.manifest.region_sizes_bytes]
+        uploads = Uploads(gpu) if gpu is not None else None
+        regions: list[Filling | str] = [
+            Filling(size_bytes, [], uploads if index in self.manifest.on_device else None)
+            for index, size_bytes in enumerate(self.manifest.region_sizes_bytes)
+        ]
         for index, (entry, content) in enumerate(zip(self.manifest.storages, contents, strict=True)):
             region = regions[entry.region]
             if index in self._in_files:
@@ -166,30 +173,36 @@ class Frozen:
         return self._pieces
 
 
-def freeze(obj: object, *, stay_in_files: bool = False) -> Frozen:
+def freeze(obj: object, *, stay_in_files: bool = False, gpu: Gpu | None = None) -> Frozen:
     """Take an object apart into a skeleton and its memory, copying none of the latter.
 
     The object is not changed. It must not be, by another thread, until its regions are filled.
 
     Args:
-        obj: anything that cloudpickle pickles, with tensors of the CPU anywhere inside.
+        obj: anything that cloudpickle pickles, with tensors of the CPU, or of that GPU, anywhere inside.
         stay_in_files: leave what is mapped from a file where it is: the file is a region then. What is thawed
             computes what a process does that maps the file; where tensors lie off alignment in it, that can
-            differ in the last bits from what is computed from a copy.
+            differ in the last bits from what is computed from a copy. Not with a GPU.
+        gpu: where the tensors of modules shall be once it is thawed; what is there already stays there.
 
     Raises:
         FreezeError: a part of it cannot be pickled, or lies on another device.
     """
     stream = io.BytesIO()
-    pickler = SkeletonPickler(stream)
+    pickler = SkeletonPickler(stream, gpu and gpu.device)
     try:
         pickler.dump(obj)
     except MemoryError:
         raise
     except Exception as error:
         raise FreezeError(*_explain(error, pickler.last, obj)) from error
-    in_files = _places(pickler.pieces) if stay_in_files else {}
-    manifest = Manifest.laid_out(((piece.size_bytes, piece.role) for piece in pickler.pieces), in_files)
+    sizes_and_roles: list[tuple[int, Role]] = [(piece.size_bytes, piece.role) for piece in pickler.pieces]
+    in_files: dict[int, InFile] = {}
+    if gpu is not None:
+        manifest = Manifest.laid_out(sizes_and_roles, None, pickler.go_to_gpu(), gpu.grain_bytes)
+    else:
+        in_files = _places(pickler.pieces) if stay_in_files else {}
+        manifest = Manifest.laid_out(sizes_and_roles, in_files)
     return Frozen(stream.getvalue(), manifest, tuple(pickler.modules), pickler.pieces, pickler.tensors, in_files)
 
 
@@ -202,8 +215,10 @@ def _places(pieces: Pieces) -> dict[int, InFile]:
     return places
 
 
-def thaw(skeleton: bytes, manifest: Manifest, mappings: Sequence[Mapping]) -> Any:
+def thaw(skeleton: bytes, manifest: Manifest, mappings: Sequence[Mapping | DeviceMemory]) -> Any:
     """Make a frozen object again, its memory being that of the mappings, without a copy.
+
+    On a GPU storages that are not a parameter's are copied: they would be read-only, and models write there.
 
     This runs code that the skeleton names: see the top of this file for whose skeletons may come here.
 
@@ -248,7 +263,7 @@ def _check_count(what: str, given: Sequence[object], manifest: Manifest) -> None
         raise ValueError(f"{len(given)} {what}s were given; the manifest has {needed}")
 
 
-def _check_mappings(mappings: Sequence[Mapping], manifest: Manifest) -> None:
+def _check_mappings(mappings: Sequence[Mapping | DeviceMemory], manifest: Manifest) -> None:
     _check_count("mapping", mappings, manifest)
     for index, (mapping, size_bytes) in enumerate(zip(mappings, manifest.region_sizes_bytes, strict=True)):
         if len(mapping) < size_bytes:

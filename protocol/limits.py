@@ -22,6 +22,11 @@ MAX_HEADER_BYTES: Final = 64 << 20
 MAX_HEADER_ITEMS: Final = 1 << 20
 #: The encoded value inside a header; what is left is for the other fields.
 MAX_BODY_BYTES: Final = MAX_HEADER_BYTES - 4096
+#: Storages of a model, of which each is five items of the header that takes its manifest to workers; 209,000 were
+#: found to travel, and the rest of that header has items too.
+MAX_STORAGES: Final = 200_000
+#: The skeleton in that header, beside the manifest of so many.
+MAX_SKELETON_BYTES: Final = MAX_HEADER_BYTES - (8 << 20)
 #: One frame that holds a large array.
 MAX_BUFFER_BYTES: Final = 16 << 30
 #: Frames that follow one header.

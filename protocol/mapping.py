@@ -27,6 +27,8 @@ import weakref
 from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
+from .gpu import DeviceMemory
+
 if TYPE_CHECKING:
     import torch
 
@@ -105,14 +107,14 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
-def storage_in(mapping: Mapping, offset_bytes: int, size_bytes: int) -> torch.UntypedStorage:
+def storage_in(mapping: Mapping | DeviceMemory, offset_bytes: int, size_bytes: int) -> torch.UntypedStorage:
     """Make a torch storage of a piece of a mapping, without copying.
 
     Two calls for the same piece give two storages over the same bytes; tensors that are to be tied must be
     made from one.
 
     Args:
-        mapping: what `map_region` returned; it lives at least as long as the storage.
+        mapping: what `map_region` returned, or memory of a GPU; it lives at least as long as the storage.
         offset_bytes: where in the mapping the storage begins.
         size_bytes: its size; 0 gives an empty storage that refers to nothing.
 
@@ -121,6 +123,8 @@ def storage_in(mapping: Mapping, offset_bytes: int, size_bytes: int) -> torch.Un
     """
     import torch
 
+    if isinstance(mapping, DeviceMemory):
+        return mapping.storage(offset_bytes, size_bytes)
     buffer = buffer_in(mapping, offset_bytes, size_bytes)
     if size_bytes == 0:
         return torch.UntypedStorage(0)

@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
 
 class WrongDeviceError(Exception):
-    """Memory was found that is not the CPU's."""
+    """Memory was found that is not the CPU's, nor that of the GPU that is used."""
 
 
-def check_device(device: torch.device) -> None:
+def check_device(device: torch.device, gpu: torch.device | None = None) -> None:
     """Raise unless memory of this device can be frozen.
+
+    Args:
+        device: where it is.
+        gpu: the one whose memory can, besides the CPU's.
 
     Raises:
         WrongDeviceError: it cannot; the message says what to do.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" and device != gpu:
         raise WrongDeviceError(
             f"its memory is on the device {str(device)!r}, and only memory of the CPU can be frozen; move it "
             f"there first, with .cpu()"
@@ -45,30 +49,37 @@ class Piece:
         role: what the manifest will say it is for.
         storages: the torch storages over it, by the address of torch's own object.
         buffers: the views of arrays over it.
+        is_on_gpu: whether it is memory of a GPU.
     """
 
-    __slots__ = ("address", "buffers", "role", "size_bytes", "storages")
+    __slots__ = ("address", "buffers", "is_on_gpu", "role", "size_bytes", "storages")
 
     def __init__(self, address: int, size_bytes: int) -> None:
         self.address = address
         self.size_bytes = size_bytes
         self.role: Role = "mutable"
+        self.is_on_gpu = False
         # Owners are held so that the address is not used again while others are compared with it: what
         # `__getstate__` makes for the pickler alone would be gone by the time the next one is made.
         self.storages: dict[int, torch.UntypedStorage] = {}
         self.buffers: list[memoryview] = []
 
     def view(self) -> memoryview:
-        """Return the bytes themselves, not a copy; valid as long as this piece is."""
+        """Return the bytes themselves, not a copy; valid as long as this piece is. Not of those on a GPU."""
         return memoryview((ctypes.c_char * self.size_bytes).from_address(self.address)).cast("B")
 
 
 class Pieces:
-    """All pieces of one object, numbered in the order in which they were met."""
+    """All pieces of one object, numbered in the order in which they were met.
 
-    __slots__ = ("_index", "_pieces")
+    Args:
+        gpu: where they may be, besides the CPU.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_gpu", "_index", "_pieces")
+
+    def __init__(self, gpu: torch.device | None = None) -> None:
+        self._gpu = gpu
         self._pieces: list[Piece] = []
         self._index: dict[tuple[int, int], int] = {}
 
@@ -85,13 +96,14 @@ class Pieces:
         """Return the number of a storage's piece, None for an empty storage: it has no memory.
 
         Raises:
-            WrongDeviceError: the storage lies on another device than the CPU.
+            WrongDeviceError: the storage lies on another device.
         """
-        check_device(storage.device)
+        check_device(storage.device, self._gpu)
         if storage.nbytes() == 0:
             return None
         index = self._number(storage.data_ptr(), storage.nbytes())
         self._pieces[index].storages[storage._cdata] = storage
+        self._pieces[index].is_on_gpu = storage.device.type != "cpu"
         return index
 
     def add_buffer(self, raw: memoryview) -> int:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import cloudpickle
 
+from .gpu import DeviceMemory
 from .manifest import Manifest
 from .mapping import Mapping, buffer_in, storage_in
 from .pieces import Pieces, check_device
@@ -41,6 +42,10 @@ ARRAY_BYTES = 64 * 1024
 class SkeletonPickler(cloudpickle.Pickler):
     """Writes a skeleton and notes the memory, the tensors and the imports that it met.
 
+    Args:
+        file: where the skeleton goes.
+        gpu: where tensors may be, besides the CPU.
+
     Attributes:
         pieces: the memory.
         tensors: every tensor that can be pointed at other memory, with the number of its piece.
@@ -48,11 +53,13 @@ class SkeletonPickler(cloudpickle.Pickler):
         last: the object that was being reduced last: where pickling failed, most likely why.
     """
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, gpu: torch.device | None = None) -> None:
         import torch
 
         super().__init__(file, protocol=5)
-        self.pieces = Pieces()
+        self._gpu = gpu
+        self._registered: set[int] = set()
+        self.pieces = Pieces(gpu)
         self.tensors: list[tuple[torch.Tensor, int]] = []
         self.modules: dict[str, None] = {}
         self.last: object = None
@@ -81,6 +88,8 @@ class SkeletonPickler(cloudpickle.Pickler):
         if issubclass(type(obj), self._torch.Tensor):
             return self._reduce_tensor(obj)
         if issubclass(type(obj), self._torch.nn.Module):
+            if self._gpu is not None:
+                self._note_registered(obj)
             reduced = reduce_module(obj)
             if reduced is not None:
                 return reduced
@@ -98,8 +107,8 @@ class SkeletonPickler(cloudpickle.Pickler):
         torch = self._torch
         with torch._C.DisableTorchFunctionSubclass():
             if not tensor.is_meta:  # which has no memory: its shape is all there is
-                check_device(tensor.device)
-            if not _is_plain(tensor):
+                check_device(tensor.device, self._gpu)
+            if not is_plain(tensor):
                 # Torch takes it apart: into storages, or into inner tensors that come back here.
                 return NotImplemented
             storage = tensor.untyped_storage()
@@ -125,6 +134,23 @@ class SkeletonPickler(cloudpickle.Pickler):
             return _rebuild_tensor, arguments
         return _rebuild_tensor, arguments, state, None, None, _set_tensor_state
 
+    def go_to_gpu(self) -> set[int]:
+        """Return the numbers of the pieces that belong on the GPU: those that are there, and those of modules.
+
+        What an array looks into stays where the processor can use it.
+        """
+        return {
+            number
+            for number, piece in enumerate(self.pieces)
+            if piece.is_on_gpu or (piece.address in self._registered and not piece.buffers)
+        }
+
+    def _note_registered(self, module: torch.nn.Module) -> None:
+        """Note what would go along if the module were moved to another device."""
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and is_plain(tensor):
+                self._registered.add(tensor.untyped_storage().data_ptr())
+
     def _note_import(self, obj: Any) -> None:
         """Note the module of what is written by name: a class or function that is not written by value."""
         if isinstance(obj, types.ModuleType):
@@ -146,7 +172,7 @@ class SkeletonUnpickler(pickle.Unpickler):
         mappings: of the manifest's regions, in their order.
     """
 
-    def __init__(self, skeleton: bytes, manifest: Manifest, mappings: Sequence[Mapping]) -> None:
+    def __init__(self, skeleton: bytes, manifest: Manifest, mappings: Sequence[Mapping | DeviceMemory]) -> None:
         super().__init__(io.BytesIO(skeleton))
         self._entries = manifest.storages
         self._mappings = mappings
@@ -171,7 +197,9 @@ class SkeletonUnpickler(pickle.Unpickler):
         if kind == "buffer":
             assert index is not None, "only buffers of some size leave the stream"
             entry = self._entries[index]
-            buffer = buffer_in(self._mappings[entry.region], entry.offset_bytes, entry.size_bytes)
+            mapping = self._mappings[entry.region]
+            assert not isinstance(mapping, DeviceMemory), "the memory of arrays is the processor's"
+            buffer = buffer_in(mapping, entry.offset_bytes, entry.size_bytes)
             return buffer.toreadonly() if detail else buffer
         storage = self._storage(index)
         if kind == "typed":
@@ -187,7 +215,10 @@ class SkeletonUnpickler(pickle.Unpickler):
         if index not in self._storages:
             entry = self._entries[index]
             mapping = self._mappings[entry.region]
-            self._storages[index] = storage_in(mapping, entry.offset_bytes, entry.size_bytes)
+            storage = storage_in(mapping, entry.offset_bytes, entry.size_bytes)
+            if isinstance(mapping, DeviceMemory) and entry.role == "mutable":
+                storage = storage.clone()  # what a model may write into: there no page becomes one's own by that
+            self._storages[index] = storage
         return self._storages[index]
 
 
@@ -211,20 +242,20 @@ def _view(
     from torch import _utils
 
     # The device is named because a default device may be set where an object is thawed.
-    tensor = torch.empty(0, dtype=dtype, device="cpu").set_(storage, offset, tuple(size), tuple(stride))
+    tensor = torch.empty(0, dtype=dtype, device=storage.device).set_(storage, offset, tuple(size), tuple(stride))
     if bits:  # lazy conjugation and negation
         _utils.set_tensor_metadata(tensor, bits)
     return tensor
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is a strided view of one CPU storage and lets torch pickle it."""
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a strided view of one storage and lets torch pickle it."""
     import torch
 
     cls: Any = type(tensor)
     base: Any = torch.Tensor
     return (
-        tensor.device.type == "cpu"
+        not tensor.is_meta
         and tensor.layout is torch.strided
         and not tensor.is_quantized
         and not tensor.is_nested

@@ -57,7 +57,11 @@ WEIGHT_SET: Final[Table] = {
         "draining": "unloaded meanwhile",
         "freed": "unloaded meanwhile, and no worker holds it",
     },
-    "evicted": {"returning": "needed again", "freed": "unloaded"},
+    "evicted": {
+        "returning": "needed again",
+        "building": "needed again on a GPU, a loader builds it anew",
+        "freed": "unloaded",
+    },
     "returning": {
         "ready": "in memory again",
         "evicted": "there was no memory for it",
@@ -80,8 +84,14 @@ REGION: Final[Table] = {
 
 #: A slot: memory that workers run in, one after the other.
 SLOT: Final[Table] = {
-    "free": {"leased": "a worker that runs in it sat down", "freed": "no model needs it, or it was never made"},
-    "leased": {"free": "the worker has left it clean", "lost": "the worker died, and may have written late"},
+    "free": {
+        "leased": "a worker that runs in it sat down",
+        "freed": "no model needs it, another takes its place, or it was never made",
+    },
+    "leased": {
+        "free": "the worker has answered all that it ran there",
+        "lost": "the worker died, and may have written late; or another slot takes its place meanwhile",
+    },
     "lost": {"freed": "never used again"},
     "freed": {},
 }

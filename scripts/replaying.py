@@ -2,7 +2,8 @@
 
 The core decides by its events alone, so that the same ones bring the same instructions, in any process and on any
 machine: where they do not, the core was changed, or has learned something by another way. A record of a pool that
-ran for long has its start and its end only. The start is run again; the end can be read, and no more.
+ran for long has its start and its end only. The start is run again; the end can be read, and no more. Which part
+that is, is told.
 
 Exit codes: 0 the same throughout, 1 not the same, 2 no record.
 """
@@ -48,15 +49,23 @@ class Outcome(NamedTuple):
 def fresh_core(header: Header) -> Devices:
     """Return the core that a record began with."""
     known = Known(header.needs, {key: Seen(**one) for key, one in header.loads.items()})
-    return Devices(make_cores(Settings.from_wire(header.settings), header.total_bytes, known))
+    return Devices(make_cores(Settings.from_wire(header.settings), header.totals_bytes, known))
 
 
-def run_again(header: Header, entries: list[Entry]) -> Iterator[Outcome]:
-    """Yield what becomes of each event, up to the first that is not the next of the one before."""
-    devices, encoder = fresh_core(header), Encoder()
+def kept_whole(entries: list[Entry]) -> list[Entry]:
+    """Return the start of a record: the events up to the first that was not kept whole, or before a gap."""
+    whole: list[Entry] = []
     for number, entry in enumerate(entries, 1):
-        if entry.number != number:
-            return
+        if entry.number != number or entry.wanted is not None:
+            break
+        whole.append(entry)
+    return whole
+
+
+def run_again(header: Header, start: list[Entry]) -> Iterator[Outcome]:
+    """Yield what becomes of each event of the start of a record."""
+    devices, encoder = fresh_core(header), Encoder()
+    for entry in start:
         try:
             out = devices.handle(decode(entry.event), entry.at_s)
             yield Outcome(entry, list(map(encoder.encode, out)), "")
@@ -76,29 +85,32 @@ def main() -> int:
         print(f"replay: {error}", file=sys.stderr)
         return 2
     print(f"onecopy {header.version}, {header.settings['workers']} workers; written because: {header.why}")
-    different = None
-    outcomes: list[Outcome] = []
-    for outcome in run_again(header, entries):
-        outcomes.append(outcome)
-        if not outcome.is_same:
-            different = outcome
-            break
-    rest = entries[len(outcomes) :]
-    shown = entries if options.all else entries[: len(outcomes)][-_SHOWN:] + rest[-_SHOWN:]
+    start = kept_whole(entries)
+    different = next((one for one in run_again(header, start) if not one.is_same), None)
+    again = start if different is None else start[: different.entry.number]
+    rest = entries[len(again) :]
+    shown = entries if options.all else again[-_SHOWN:] + rest[-_SHOWN:]
     last = 0
     for entry in shown:
         if last and entry.number > last + 1:
             print(f"   … {entry.number - last - 1:,} events")
         last = entry.number
         print(_line(entry))
+    print(_part(len(again), rest))
     if different is not None:
         _show_difference(different)
         return 1
-    print(f"{len(outcomes):,} events were run again: the same throughout")
-    if rest:
-        missing = rest[0].number - len(outcomes) - 1
-        print(f"the {missing:,} after them were not kept, so the last {len(rest):,} can only be read")
+    print("the same throughout")
     return 0
+
+
+def _part(again: int, rest: list[Entry]) -> str:
+    """Return in a sentence which part of what happened was run again, and what of the rest is there."""
+    if not rest:
+        return f"all {again:,} events were run again"
+    first, last = rest[0].number, rest[-1].number
+    gap = f"{again + 1:,} to {first - 1:,} were not kept, and " if first > again + 1 else ""
+    return f"the first {again:,} of {last:,} events were run again; {gap}{first:,} to {last:,} were only read"
 
 
 def _line(entry: Entry) -> str:

@@ -47,6 +47,18 @@ class Folded(nn.Module):
         return x + self.weight[-4:]
 
 
+class Scaled(nn.Module):
+    """Two large weights, for two files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1 << 18))
+        self.bias = nn.Parameter(torch.empty(1 << 18))
+
+    def forward(self, x):
+        return x * self.weight + self.bias
+
+
 def make_script():
     """A module that only TorchScript can save."""
     torch.manual_seed(3)

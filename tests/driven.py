@@ -125,7 +125,7 @@ class Worker:
         """Give it a slot."""
         fd = os.memfd_create("onecopy-slot", os.MFD_CLOEXEC)
         os.ftruncate(fd, size_bytes)
-        self.channel.send(MapSlot(SLOT), (), (fd,))
+        self.channel.send(MapSlot(SLOT, size_bytes), (), (fd,))
         os.close(fd)
 
     def order(self, held: int, method: str, *parts: Any, credit: int = 0, slot_bytes: int = 0) -> int:
@@ -156,7 +156,7 @@ class Worker:
         assert isinstance(ran, Ran)
         assert ran.attempt == attempt
         assert ran.seconds >= 0
-        return list(_answers(ran.answers, delivery.buffers))
+        return list(answers_of(ran.answers, delivery.buffers))
 
     def run(self, held: int, method: str, *parts: Any, slot_bytes: int = 0) -> list[Any]:
         """Run something and wait for its end."""
@@ -193,7 +193,8 @@ def pack(values: list[Any]) -> tuple[list[Any], list[Any]]:
     return [body, [], [], len(values), len(buffers)], buffers
 
 
-def _answers(answers: list[Any], buffers: list[Any]) -> Iterator[Any]:
+def answers_of(answers: list[Any], buffers: list[Any]) -> Iterator[Any]:
+    """Yield the result, or the error, of each part of a run."""
     rest = list(buffers)
     for answer in answers:
         if isinstance(answer, dict):

@@ -15,8 +15,9 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 #: Where torch and NumPy may be imported, and only inside functions; `workers` may anywhere.
 HEAVY = {"torch", "numpy"}
 MAY_USE_HEAVY = {
-    "protocol/arrays.py", "protocol/contents.py", "protocol/frozen.py", "protocol/mapping.py",
-    "protocol/pieces.py", "protocol/reducers.py", "protocol/skeleton.py",
+    "protocol/arrays.py", "protocol/contents.py", "protocol/frozen.py", "protocol/gpu.py",
+    "protocol/mapping.py", "protocol/pieces.py", "protocol/reducers.py", "protocol/regions.py",
+    "protocol/skeleton.py", "protocol/uploads.py",
     "pool/lines.py",  # files of jobs and results, read by the command line
 }  # fmt: skip
 
@@ -52,6 +53,7 @@ LAZY = {
     "pool/handle.py": {"tqdm"},
     "pool/batch.py": {"tqdm"},
     "pool/lines.py": {"numpy", "torch"},
+    "pool/memory/nvml.py": {"pynvml"},
 }
 #: What freezes, thaws and fills: for whoever holds a model, which the supervisor never does.
 WITH_MODELS = {"contents", "culprit", "filling", "frozen", "granter", "origins", "pieces", "reducers", "skeleton"}

@@ -17,6 +17,16 @@ static struct usage *const run = &onecopy_arena_run;
 static size_t outside_bytes; /* what lives outside of the slot's pages now */
 static bool is_strict;       /* what does not fit is refused */
 
+void arena_lock(void)
+{
+    pthread_mutex_lock(&lock);
+}
+
+void arena_unlock(void)
+{
+    pthread_mutex_unlock(&lock);
+}
+
 /* --- a block --------------------------------------------------------------------------------------------- */
 
 static struct block *allocate_in_spill(size_t alignment, size_t size_bytes)

@@ -25,6 +25,10 @@ extern atomic_bool is_serving;
 /* Find where the code of libc10.so lies, once; false: it is not loaded. */
 bool torch_is_found(void);
 
+/* What is held by whoever takes blocks or gives them back, of whatever memory. */
+void arena_lock(void);
+void arena_unlock(void);
+
 /* Return 0 with memory, ENOMEM if this run must not have it, or EAGAIN if libc is to serve it. */
 int arena_allocate(void **place, size_t alignment, size_t size_bytes);
 

@@ -76,11 +76,11 @@ class Batching:
             return index
         return rows.texts if self._collate else (rows.texts, rows.likeness)
 
-    def joined(self, calls: Sequence[Arguments], rows: Rows) -> Arguments:
+    def joined(self, calls: Sequence[Arguments], rows: Rows, caller: Caller) -> Arguments:
         """Return the arguments of one call for all of these."""
         if not self._collate:
             return joined(calls, rows)
-        made = self._hook(self._collate)([(tuple(args), dict(kwargs)) for args, kwargs in calls])
+        made = self._hook(self._collate)([(tuple(args), dict(kwargs)) for args, kwargs in caller.owned(calls)])
         match made:
             case [list() | tuple() as args, dict() as kwargs]:
                 return cast("Sequence[Any]", args), cast("dict[str, Any]", kwargs)
@@ -189,7 +189,7 @@ class _Batch:
             self._batching.cannot_cut(self._caller.method, likeness, reason)
         except BaseException as raised:  # noqa: BLE001 - whatever the model raises, the halves will tell whose it is
             results = None
-            cause = self._caller.stay.cause_of(raised)
+            cause = self._caller.cause_of(raised)
             error = f"{type(cause).__name__}: {cause}".split("\n", 1)[0]
         if results is not None:
             for index, result in zip(indexes, results, strict=True):
@@ -204,7 +204,7 @@ class _Batch:
 
     def _as_one(self, indexes: list[int]) -> list[Any]:
         rows = [self._rows[index] for index in indexes]
-        args, kwargs = self._batching.joined([self._calls[index] for index in indexes], rows[0])
+        args, kwargs = self._batching.joined([self._calls[index] for index in indexes], rows[0], self._caller)
         result = self._caller.as_one(args, kwargs, len(indexes))
         return self._batching.divided(result, rows)
 

@@ -13,7 +13,10 @@ from ..protocol.messages import Record
 from .failure import record_of
 from .held import HeldModel
 from .interrupts import Interrupted, Interrupts
+from .nested import copied
+from .rows import Arguments
 from .slot import Stay
+from .transfers import Transfers
 
 
 class Failure(NamedTuple):
@@ -31,16 +34,27 @@ class Caller:
         function: what is called.
         stay: in the slot.
         interrupts: to look between calls whether to go on.
+        transfers: to and from the GPU that the model is on, if it is.
+
+    Attributes:
+        function: what is called, and on a GPU what takes arguments there and results back; see `finish`.
     """
 
     def __init__(
-        self, held: HeldModel, method: str, function: Callable[..., Any], stay: Stay, interrupts: Interrupts
+        self,
+        held: HeldModel,
+        method: str,
+        function: Callable[..., Any],
+        stay: Stay,
+        interrupts: Interrupts,
+        transfers: Transfers | None,
     ) -> None:
         self.held = held
         self.method = method
-        self.function = function
+        self.function = function if transfers is None else transfers.around(function)
         self.stay = stay
         self._interrupts = interrupts
+        self._transfers = transfers
         self._size = 0
 
     def as_one(self, args: Sequence[Any], kwargs: Mapping[str, Any], size: int = 1) -> Any:
@@ -51,6 +65,7 @@ class Caller:
         """
         self._interrupts.check()
         result = self.function(*args, **kwargs)
+        self.finish()
         if size >= self._size:
             self._size = size
             self.stay.sign(self.method, args, kwargs)  # for this it needs most, most probably
@@ -81,12 +96,51 @@ class Caller:
                 raise
             except BaseException as error:  # noqa: BLE001 - whatever the model raises is told to the caller
                 results.append(self.failure(error))
+        self.finish()
         self.stay.sign(self.method, values[-1:], {})
         return results
 
+    def finish(self) -> None:
+        """Wait for the GPU, if the model is on one: only then results are what they are to be.
+
+        Raises:
+            ContextLost: something that it was told has failed.
+        """
+        if self._transfers is not None:
+            self._transfers.finish()
+
+    def item(self, value: Any) -> Any:
+        """Return what a model has yielded, where it can be read.
+
+        Raises:
+            ContextLost: something that the GPU was told has failed.
+        """
+        if self._transfers is None:
+            return value
+        fetched = self._transfers.fetched(value)
+        self.finish()
+        return fetched
+
+    def owned(self, calls: Sequence[Arguments]) -> Sequence[Arguments]:
+        """Return the arguments of calls so that a method may write into them, or keep them."""
+        return calls if self._transfers is None else copied(list(calls))
+
+    def cause_of(self, error: BaseException) -> BaseException:
+        """Return why a call failed with this error.
+
+        Raises:
+            ContextLost: because of the GPU, which cannot be used any more.
+        """
+        self.finish()
+        return self.stay.cause_of(error)
+
     def failure(self, error: BaseException) -> Failure:
-        """Return what is told of an error."""
-        return Failure(record_of(self.stay.cause_of(error), ModelError, self.held.name))
+        """Return what is told of an error.
+
+        Raises:
+            ContextLost: as `cause_of`.
+        """
+        return Failure(record_of(self.cause_of(error), ModelError, self.held.name))
 
     def mode(self) -> contextlib.AbstractContextManager[Any]:
         """Return what calls are made in: with gradients where the model wants them."""

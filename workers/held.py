@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..protocol.channel import Channel
 from ..protocol.errors import LoadFailed, ModelNotFound, PoolError
+from ..protocol.gpu import DeviceMemory, Gpu
 from ..protocol.manifest import Manifest
-from ..protocol.mapping import MAP_NORESERVE, Mapping, map_region
+from ..protocol.mapping import MAP_NORESERVE
 from ..protocol.messages import BuildModel, Thaw, Thawed, ThawFailed
+from ..protocol.regions import closing, copied_bytes, map_regions, settle_on
 from . import heap
 from .failure import record_of
 from .opaque import opaque_parts
@@ -35,22 +37,24 @@ class HeldModel:
         order: what came from the supervisor.
         fds: its regions; closed once they are mapped.
         thawed: called with what is to be told when the model is there.
+        gpu: the one that it is on, if it is.
     """
 
-    def __init__(self, order: Thaw, fds: list[int], thawed: Callable[[Thawed], None]) -> None:
+    def __init__(
+        self, order: Thaw, fds: list[int], thawed: Callable[[Thawed], None], gpu: Gpu | None = None
+    ) -> None:
         self.name = order.model
         self.grad = bool(order.options.get("grad"))
         self.is_strict = order.options.get("on_overflow") == "error"
         self._options = order.options
         self._order: Thaw | None = order
         self._thawed = thawed
+        self._gpu = gpu
         self._manifest = Manifest.from_wire(order.manifest)
         self._model: Any = None
         self._error: PoolError | None = None
-        self.mappings: list[Mapping] = []
-        for fd, size_bytes in zip(fds, self._manifest.region_sizes_bytes, strict=True):
-            self.mappings.append(map_region(fd, size_bytes))
-            os.close(fd)
+        with closing(fds):
+            self.mappings = map_regions(fds, self._manifest, gpu)
 
     def model(self) -> Any:
         """Return the model.
@@ -104,6 +108,7 @@ class HeldModel:
         ]  # fmt: skip
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE | _MAP_FIXED
         for mapping in self.mappings:
+            assert not isinstance(mapping, DeviceMemory), "a process that forks has mapped memory of a GPU"
             if libc.mmap(ctypes.addressof(mapping), len(mapping), 0, flags, -1, 0) == _FAILED:
                 code = ctypes.get_errno()
                 raise OSError(code, f"cannot let go of {len(mapping)} bytes: {os.strerror(code)}")
@@ -120,6 +125,8 @@ class HeldModel:
             self._error.message, self._error.details = record["message"], record["details"]
             raise self._error from error
         private_bytes = max(0, heap.anonymous_bytes() - before_bytes)
+        if self._gpu is not None:
+            private_bytes = copied_bytes(self._manifest)
         seconds = time.perf_counter() - started_at
         self._thawed(Thawed(order.weight_set, seconds, private_bytes, opaque_parts(model)))
         return model
@@ -128,6 +135,8 @@ class HeldModel:
         from ..protocol.frozen import thaw
 
         thawed = thaw(order.skeleton, self._manifest, self.mappings)
+        if self._gpu is not None:
+            settle_on(self._gpu, thawed)
         if not order.recipe:
             return thawed
         from .rebuilding import point_at

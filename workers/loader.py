@@ -10,15 +10,21 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from ..protocol.channel import Channel
+from ..protocol.channel import Channel, Delivery
 from ..protocol.errors import LoadFailed
 from ..protocol.filling import Filling, fill
+from ..protocol.gpu import Gpu, begin
 from ..protocol.granter import ChannelGranter
+from ..protocol.manifest import Manifest
 from ..protocol.messages import BuildFailed, BuildModel, ModelBuilt
+from ..protocol.regions import closing, map_regions
+from ..protocol.shareable import check_shareable
 from . import heap
 from .dividing import Division, divide, layers_of
 from .failure import record_of
-from .sources import build
+from .moving import move_what_is_not_plain
+from .paths import extend_path
+from .sources import Built, build
 
 if TYPE_CHECKING:
     from ..protocol.frozen import Frozen
@@ -27,8 +33,8 @@ if TYPE_CHECKING:
 _NICENESS: Final = 10
 
 
-def main(channel: Channel) -> None:
-    """Build the model that the first message asks for."""
+def main(channel: Channel, ordinal: int) -> None:
+    """Build the model that the first message asks for, for a GPU or for the processor (`NO_GPU`)."""
     delivery = channel.receive()
     if delivery is None or not isinstance(delivery.message, BuildModel):
         return
@@ -37,41 +43,59 @@ def main(channel: Channel) -> None:
         os.nice(_NICENESS)
     report: ModelBuilt | BuildFailed
     try:
-        report = _build(channel, delivery.message)
+        report = _build(channel, delivery, begin(ordinal))
     except BaseException as error:  # noqa: BLE001 - whatever user code raises is told to the user
         report = BuildFailed(record_of(error, LoadFailed, delivery.message.name))
     channel.send(report)
 
 
-def _build(channel: Channel, order: BuildModel) -> ModelBuilt:
+def _build(channel: Channel, delivery: Delivery, gpu: Gpu | None) -> ModelBuilt:
     from ..protocol.contents import OpenFiles
     from ..protocol.frozen import FreezeError, freeze
     from .rebuilding import tensors_of
 
-    model, notes = build(order)
+    order = delivery.message
+    assert isinstance(order, BuildModel)
+    model, notes = _handed_over(order, delivery.fds) if order.source == "frozen" else build(order)
     stay_in_files = order.options.get("residency") == "file"
+    if gpu is not None:
+        move_what_is_not_plain(model, gpu)
+    if gpu is not None and stay_in_files:
+        stay_in_files, notes = False, [*notes, "residency is 'file', but on a GPU weights are copied"]
     rebuild = False
     frozen: Frozen
     try:
-        frozen = freeze(model, stay_in_files=stay_in_files)
+        frozen = freeze(model, stay_in_files=stay_in_files, gpu=gpu)
     except FreezeError as error:
         tensors = tensors_of(model)
-        if tensors is None:
+        if tensors is None or gpu is not None:
             raise
         notes = [*notes, f"each worker builds it anew around the one copy, because {error.reason}"]
         frozen, rebuild = freeze(tensors, stay_in_files=stay_in_files), True
     if stay_in_files and frozen.in_files_bytes < frozen.manifest.storage_bytes:
         notes = [*notes, _why_not_in_file(frozen.in_files_bytes, frozen.manifest.storage_bytes)]
+    check_shareable(order.name, len(frozen.manifest.storages), len(frozen.skeleton))
     division = _division(order, model, frozen)
     del model
     if division is not None:
         notes = [*notes, division.note]
     with OpenFiles() as files:
-        regions = _fill(order, frozen.fillings(files), ChannelGranter(channel), division)
+        regions = _fill(order, frozen.fillings(files, gpu), ChannelGranter(channel), division)
         files.check_unchanged()
     return ModelBuilt(
         frozen.manifest.to_wire(), frozen.skeleton, list(frozen.modules), regions, rebuild, list(notes)
     )
+
+
+def _handed_over(order: BuildModel, fds: list[int]) -> Built:
+    """Return an object that somebody has put into the processor's memory, to be put onto a GPU."""
+    from ..protocol.frozen import thaw
+
+    extend_path(order.paths)
+    manifest = Manifest.from_wire(order.manifest)
+    with closing(fds):
+        mappings = map_regions(fds, manifest, None)
+    return Built(thaw(order.pickled, manifest, mappings), [])
 
 
 def _division(order: BuildModel, model: Any, frozen: Frozen) -> Division | None:

@@ -1,9 +1,9 @@
 """Large arrays of local clients, in memory that a worker shares with them.
 
 What a client sends is copied out before the model sees it: a model may write into its inputs or keep them, and a
-retry must see what was sent. What the model returns is copied into the block that the client set aside, as far as
-it fits there. Nobody else writes into a block that came with a run until the run is answered, or this process is
-known to be dead.
+retry must see what was sent. Where the model is on a GPU, it is copied on the way there. What the model returns is
+copied into the block that the client set aside, as far as it fits there. Nobody else writes into a block that came
+with a run until the run is answered, or this process is known to be dead.
 """
 
 from __future__ import annotations
@@ -24,9 +24,15 @@ _Bytes: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 
 
 class Mailboxes:
-    """The mailboxes that are mapped here, by number."""
+    """The mailboxes that are mapped here, by number.
 
-    def __init__(self) -> None:
+    Args:
+        copies: whether what is taken is copied; without that, whoever takes it copies it before anybody else
+            sees it, and lets go of it before the run is answered.
+    """
+
+    def __init__(self, *, copies: bool = True) -> None:
+        self._copies = copies
         self._mapped: dict[int, _Bytes | Exception] = {}
 
     def map(self, order: MapMailbox, fds: list[int]) -> None:
@@ -46,7 +52,7 @@ class Mailboxes:
         del self._mapped[order.mailbox]
 
     def take(self, places: Sequence[Any], following: Sequence[Buffer]) -> Sequence[Buffer]:
-        """Return the buffers of a request: those that followed it, and copies of those that lie in mailboxes.
+        """Return the buffers of a request: those that followed it, and those that lie in mailboxes.
 
         Raises:
             InvalidRequest: the places contradict what followed.
@@ -56,7 +62,7 @@ class Mailboxes:
             return following
         rest = iter(following)
         return [
-            next(rest) if place is None else self._copy_of(place) for place in read_places(places, len(following))
+            next(rest) if place is None else self._taken(place) for place in read_places(places, len(following))
         ]
 
     def put(self, reply: Sequence[int], buffers: Sequence[Buffer]) -> tuple[list[Any], Sequence[Buffer]]:
@@ -85,7 +91,9 @@ class Mailboxes:
             end += aligned(source.nbytes)
         return (places if any(places) else []), following
 
-    def _copy_of(self, place: Place) -> Buffer:
+    def _taken(self, place: Place) -> Buffer:
+        if not self._copies:
+            return self._bytes_at(place).data
         # By one thread: torch would share this out among its own, and to wake them costs more than a copy of
         # megabytes does, or a whole time slice where the cores are busy.
         copy = torch.empty(place.size_bytes, dtype=torch.uint8, device="cpu").numpy()

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from ..protocol.channel import Channel, Delivery
 from ..protocol.errors import LoadFailed, from_record
+from ..protocol.gpu import NO_GPU
 from ..protocol.messages import (
     BuildFailed,
     BuildModel,
@@ -77,7 +78,7 @@ def rehearse_load(order: BuildModel, *, keep: bool = False) -> RehearsedLoad:
         PoolError: it cannot be built, or the loader died.
     """
     ours, theirs = socket.socketpair()
-    fork = Fork(lambda: loader.main(Channel(theirs)), order.name)
+    fork = Fork(lambda: loader.main(Channel(theirs), NO_GPU), order.name)
     theirs.close()
     supervisor = _Supervisor(Channel(ours), keep=keep)
     try:
@@ -123,7 +124,7 @@ class _Supervisor:
     def _grant(self, wants: list[Any]) -> None:
         granted: list[list[Any]] = []
         fds: list[int] = []
-        for size_bytes, digest in wants:
+        for size_bytes, digest, _ in wants:
             fds.append(self._empty(size_bytes))
             granted.append([len(self.regions), "fill"])
             self.regions.append(Region(size_bytes, digest, is_file=False, fd=fds[-1] if self._keep else -1))

@@ -15,9 +15,10 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 import numpy as np
 import torch
 
+from .nested import PLAIN, copied
+
 Arguments: TypeAlias = "tuple[Sequence[Any], Mapping[str, Any]]"
 
-_PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 #: Where texts are rows: nowhere, in the positional arguments, or by keyword. One by keyword beside a positional
 #: one is a setting, such as a language.
 _TEXTS: Final = ((False, False), (True, False), (False, True))
@@ -124,25 +125,13 @@ def _joined(values: Sequence[Any], *, texts_are_rows: bool) -> Any:
     if isinstance(first, str):
         return list(values) if texts_are_rows else first
     if isinstance(first, list):
-        return [item if type(item) in _PLAIN else _copied(item) for one in values for item in one]
+        return [item if type(item) in PLAIN else copied(item) for one in values for item in one]
     if isinstance(first, dict):
         keys = cast("dict[Any, Any]", first)
         return {key: _joined([one[key] for one in values], texts_are_rows=texts_are_rows) for key in keys}
     if isinstance(first, tuple):
         return tuple(_joined(parts, texts_are_rows=False) for parts in zip(*values, strict=True))
     return first
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(one) for one in cast("Sequence[Any]", value))
-    if isinstance(value, dict):
-        return {key: _copied(one) for key, one in cast("dict[Any, Any]", value).items()}
-    return value
 
 
 def _slices(value: Any, counts: Sequence[int], *, have_dimension: bool) -> list[Any]:

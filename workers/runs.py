@@ -9,6 +9,7 @@ from ..protocol.channel import Delivery
 from ..protocol.messages import Record, Run
 from ..protocol.tensors import Buffer
 from .calls import Caller
+from .cuda_errors import ContextLost
 from .held import HeldModel
 from .interrupts import Interrupted, Interrupts, cancelled
 from .mailboxes import Mailboxes
@@ -16,6 +17,7 @@ from .parts import Part, encoded_result, parts_of
 from .rows import Arguments
 from .slot import Stay
 from .streams import Streams
+from .transfers import Transfers
 
 #: What `Ran` tells of the parts, and the buffers that go along.
 Answers: TypeAlias = "tuple[list[list[Any] | Record], Sequence[Buffer]]"
@@ -28,12 +30,16 @@ class Runs:
         mailboxes: where large arrays lie.
         interrupts: whether to go on.
         streams: where the items of streams go.
+        transfers: to and from the GPU of this process, if it has one.
     """
 
-    def __init__(self, mailboxes: Mailboxes, interrupts: Interrupts, streams: Streams) -> None:
+    def __init__(
+        self, mailboxes: Mailboxes, interrupts: Interrupts, streams: Streams, transfers: Transfers | None
+    ) -> None:
         self._mailboxes = mailboxes
         self._interrupts = interrupts
         self._streams = streams
+        self._transfers = transfers
 
     def run(
         self, order: Run, delivery: Delivery, held: HeldModel, function: Callable[..., Any], stay: Stay
@@ -46,8 +52,11 @@ class Runs:
             held: the model.
             function: what of it is called.
             stay: in the slot.
+
+        Raises:
+            ContextLost: this process cannot use its GPU any more, and nothing of the attempt is answered.
         """
-        caller = Caller(held, order.method, function, stay, self._interrupts)
+        caller = Caller(held, order.method, function, stay, self._interrupts, self._transfers)
         wires = order.parts
         try:
             self._interrupts.start(order.attempt)
@@ -58,7 +67,10 @@ class Runs:
                 _run_each(parts[0], caller)
             else:
                 _run_batch(parts, caller)
+        except ContextLost:
+            raise
         except Interrupted:
+            caller.finish()
             return [cancelled()] * len(wires), []
         finally:
             self._interrupts.end()
@@ -73,6 +85,7 @@ class Runs:
                 result = function(*args, **kwargs)
                 if order.credit:
                     result = self._streams.send_items(order, result, caller)
+                caller.finish()
                 encoded = encoded_result(result)
             stay.sign(order.method, args, kwargs)
             answer = part.sent(encoded, [], is_copied=not stay.is_outside)

@@ -43,16 +43,16 @@ class Streams:
                 f"{type(result).__name__}: call it without stream"
             )
         try:
-            self._send(order, result)
+            self._send(order, result, caller)
         finally:
             self._interrupts.end()  # what the model does to finish must not end early
             with contextlib.suppress(BaseException):
                 getattr(result, "close", lambda: None)()
 
-    def _send(self, order: Run, items: Iterator[Any]) -> None:
+    def _send(self, order: Run, items: Iterator[Any], caller: Caller) -> None:
         credit = order.credit
         for item in items:
-            body, buffers = encode(item, name="the item")
+            body, buffers = encode(caller.item(item), name="the item")
             if credit == 0:
                 credit = self._inbox.more(order.attempt)
                 if credit == 0:

@@ -13,10 +13,11 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ..protocol.channel import Channel, Delivery
 from ..protocol.errors import InvalidRequest, ModelError, PoolError
+from ..protocol.gpu import NO_GPU, Gpu, begin
 from ..protocol.marks import Marks
 from ..protocol.messages import (
     Forget,
@@ -31,6 +32,7 @@ from ..protocol.messages import (
     UnmapMailbox,
     UnmapSlot,
 )
+from .cuda_errors import EXIT_CODE, last_words, lost_by
 from .failure import record_of
 from .held import HeldModel
 from .inbox import Inbox
@@ -39,6 +41,7 @@ from .mailboxes import Mailboxes
 from .runs import Answers, Runs
 from .slot import Workspace
 from .streams import Streams
+from .transfers import transfers_of
 
 
 class Worker:
@@ -49,19 +52,28 @@ class Worker:
         marks: which attempt runs, and which are given up.
         cores: by seat, the cores that a run may use there; empty: any.
         held: the models that it has from the start, by weight set.
+        gpu: the one that models are on, if they are.
     """
 
     def __init__(
-        self, channel: Channel, marks: Marks, cores: Sequence[Sequence[int]], held: dict[int, HeldModel]
+        self,
+        channel: Channel,
+        marks: Marks,
+        cores: Sequence[Sequence[int]],
+        held: dict[int, HeldModel],
+        gpu: Gpu | None,
     ) -> None:
         self._channel = channel
         self._marks = marks
         self._held = held
+        self._gpu = gpu
         self._inbox = Inbox(channel)
-        self._mailboxes = Mailboxes()
-        self._workspace = Workspace(cores, channel.send)
+        transfers = transfers_of(gpu)
+        self._mailboxes = Mailboxes(copies=transfers is None)
+        self._workspace = Workspace(cores, channel.send, gpu)
         self._interrupts = Interrupts(marks, self._inbox)
-        self._runs = Runs(self._mailboxes, self._interrupts, Streams(channel, self._inbox, self._interrupts))
+        streams = Streams(channel, self._inbox, self._interrupts)
+        self._runs = Runs(self._mailboxes, self._interrupts, streams, transfers)
         self._handlers: dict[type, Callable[[Any, Delivery], None]] = {
             Run: self._run,
             Thaw: self._thaw,
@@ -83,7 +95,12 @@ class Worker:
     def _run(self, order: Run, delivery: Delivery) -> None:
         self._marks.begun = order.attempt
         started_at = time.perf_counter()
-        answers, buffers = self._answers(order, delivery)
+        try:
+            answers, buffers = self._answers(order, delivery)
+        except BaseException as error:
+            if lost := lost_by(error):
+                self._end(order, lost, time.perf_counter() - started_at)
+            raise
         seconds = time.perf_counter() - started_at
         try:
             self._channel.send(Ran(order.attempt, seconds, answers), buffers)
@@ -92,6 +109,18 @@ class Worker:
             self._channel.send(Ran(order.attempt, seconds, [refusal] * len(answers)))
         self._marks.begun = 0
 
+    def _end(self, order: Run, lost: BaseException, seconds: float) -> NoReturn:
+        """End, because this process cannot use its GPU any more.
+
+        Of several requests nobody can tell whose fault it was: unanswered, each of them will be run alone.
+        """
+        record = last_words(lost, self._held[order.weight_set].name)
+        print(record["message"], file=sys.stderr)  # noqa: T201 - what is printed goes to the log
+        if len(order.parts) == 1:
+            self._channel.send(Ran(order.attempt, seconds, [record]))
+            self._marks.begun = 0
+        raise SystemExit(EXIT_CODE)
+
     def _answers(self, order: Run, delivery: Delivery) -> Answers:
         if self._interrupts.is_given_up(order.attempt):
             return [cancelled()] * len(order.parts), []
@@ -99,14 +128,16 @@ class Worker:
         self._workspace.sit(order.seat)
         try:
             function = held.method(order.method)
-        except BaseException as error:  # noqa: BLE001 - whatever a model raises when it is thawed is told
+        except BaseException as error:
+            if lost_by(error):
+                raise
             return [record_of(error, ModelError, held.name)] * len(order.parts), []
         return self._workspace.run(
             order, lambda stay: self._runs.run(order, delivery, held, function, stay), is_strict=held.is_strict
         )
 
     def _thaw(self, order: Thaw, delivery: Delivery) -> None:
-        held = self._held[order.weight_set] = HeldModel(order, delivery.fds, self._channel.send)
+        held = self._held[order.weight_set] = HeldModel(order, delivery.fds, self._channel.send, self._gpu)
         if not order.eager:
             return
         try:
@@ -116,10 +147,10 @@ class Worker:
 
     def _forget(self, order: Forget, _delivery: Delivery) -> None:
         held = self._held.pop(order.weight_set, None)
-        self._workspace.forget(order.weight_set)
         mappings = [weakref.ref(one) for one in held.mappings] if held else []
         del held
         gc.collect()
+        self._workspace.forget(order.weight_set)
         is_unmapped = all(one() is None for one in mappings)
         self._channel.send(Forgot(order.weight_set, is_unmapped))
 
@@ -134,7 +165,7 @@ def main(channel: Channel, marks_fd: int, settings: dict[str, Any], held: dict[i
         stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
     torch.set_num_threads(settings["threads"])
     _seed_generators()
-    Worker(channel, Marks(page, index), settings["cores"], held).serve()
+    Worker(channel, Marks(page, index), settings["cores"], held, begin(settings.get("gpu", NO_GPU))).serve()
 
 
 def _seed_generators() -> None:

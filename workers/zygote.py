@@ -164,7 +164,7 @@ class Zygote:
                 os.close(marks_fd)
                 for held in self._held.values():
                     held.let_go()
-                loader.main(channel)
+                loader.main(channel, order.settings["gpu"])
             code = 0
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else 1

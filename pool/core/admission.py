@@ -5,18 +5,18 @@ They are served in the order in which they came, so that nobody starves behind o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from .ledger import Ledger
-from .regions import FillerKey, Regions
+from .regions import FillerKey, Regions, Want
 from .weights import WeightSet
 
 
 class FillClaim:
     """Somebody who fills regions waits for some."""
 
-    def __init__(self, filler: FillerKey, wants: list[tuple[int, bytes]]) -> None:
+    def __init__(self, filler: FillerKey, wants: Sequence[Want]) -> None:
         self.filler = filler
         self.wants = wants
 
@@ -76,7 +76,7 @@ class Admission:
         """Return whose turn it is."""
         return next(iter(self._claims.values()), None)
 
-    def fill(self, filler: FillerKey, wants: list[tuple[int, bytes]]) -> None:
+    def fill(self, filler: FillerKey, wants: Sequence[Want]) -> None:
         """Somebody wants regions to fill; it waits for the answer, and asks for nothing else meanwhile."""
         self._claims[("filler", filler)] = FillClaim(filler, wants)
 
@@ -87,6 +87,10 @@ class Admission:
     def waits(self, filler: FillerKey) -> bool:
         """Whether somebody who fills regions waits for more."""
         return ("filler", filler) in self._claims
+
+    def waiting_fillers(self) -> list[FillerKey]:
+        """Return all who fill regions and wait for more."""
+        return [claim.filler for claim in self._claims.values() if isinstance(claim, FillClaim)]
 
     def drop_filler(self, filler: FillerKey) -> None:
         """Somebody fills no regions any more."""

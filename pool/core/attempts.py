@@ -179,7 +179,7 @@ class Attempts:
         more_s = event.seconds - running.given_s
         self._schedule.correct(model, more_s)
         if len(running.requests) == 1 and first.line is not None:
-            first.line.level.turns.correct(first.line, more_s)
+            first.line.correct(more_s)
         has_failed = any(isinstance(answer, dict) for answer in event.answers)
         # The first includes the thaw; and a stream's readers, not its model, say how long it takes.
         if running.version is model.current and not (has_failed or running.is_first or first.is_stream):

@@ -60,7 +60,7 @@ class Core:
         is_adaptive: whether fewer workers than that may hold work, if that brings more done.
 
     Attributes:
-        name: what the device is called.
+        name, is_gpu: what the device is called, and whether it is a GPU.
         elsewhere: called with a model that is being built, and for which there is no memory, and with the
             refusal: whether another device will take it.
     """
@@ -82,7 +82,7 @@ class Core:
         is_adaptive: bool = False,
     ) -> None:
         numbers = (position.index, position.count)
-        self.name = position.name
+        self.name, self.is_gpu = position.name, position.is_gpu
         self.elsewhere: Callable[[Model, Record], bool] = lambda *_: False
         self._out: list[Instruction] = host._out if host else []  # mailboxes are of all devices
         self._libraries: list[Library] = host._libraries if host else []
@@ -91,8 +91,8 @@ class Core:
             workers, slots, self._out, position.index, Numbers(*numbers),
             lambda loader, private_bytes: self.loading.may_begin(loader, private_bytes),
         )  # fmt: skip
-        regions = Regions(Numbers(*numbers))
-        self.workspace = Workspace(slots, slot_bytes, regions, history or {}, self._out)
+        regions = Regions(Numbers(*numbers), gpu=position.gpu)
+        self.workspace = Workspace(slots, slot_bytes, regions, history or {}, self._out, position.is_gpu)
         self.ledger = Ledger(self.name, allowance, regions, lambda: self.workspace.needed_bytes)
         self.admission = Admission(self.ledger, regions)
         self.library = Library(

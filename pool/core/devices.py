@@ -38,13 +38,13 @@ _BY_CHILD: Final = (
     events.ChildForked, events.ChildExited, events.BuildFailed, events.SetThawed,
     events.SetForgotten, events.SlotUsed, events.ItemYielded, events.AttemptEnded,
 )  # fmt: skip
-_BY_REGION: Final = (events.RegionMade, events.RegionFailed, events.FileChanged)
+_BY_REGION: Final = (events.RegionMade, events.RegionFailed)
 _BY_FILLER: Final = (
     events.RegionsNeeded, events.FileOffered, events.RegionsFilled, events.FillingFailed,
 )  # fmt: skip
 _BY_REQUEST: Final = (events.Cancelled, events.Continued)
 _OF_ALL: Final = (
-    events.ClientJoined, events.ClientLeft, events.StopAsked, events.TimePassed, events.MemoryAvailable,
+    events.ClientJoined, events.ClientLeft, events.StopAsked, events.TimePassed, events.FileChanged,
 )  # fmt: skip
 _OF_THE_FIRST: Final = (events.MailboxWanted, events.MailboxReturned)
 _OF_ALL_THAT_HAVE_IT: Final = (events.ModelRemoved, events.ModelPinned, events.ModelEvicted)
@@ -77,6 +77,7 @@ class Devices:
             **dict.fromkeys(_OF_ALL, lambda _: self.cores),
             **dict.fromkeys(_OF_THE_FIRST, lambda _: self.cores[:1]),
             events.CallerLeft: self._of_caller,
+            events.MemoryAvailable: lambda event: self.cores if event.device < 0 else (self.cores[event.device],),
             events.RegionsMoved: lambda event: (self.core_of(event.regions[0]),),
             events.Submitted: self._of_submit,
             events.ModelWanted: lambda event: self._homes.of(event.name)[:1] or self.cores[:1],
@@ -99,13 +100,10 @@ class Devices:
             assert isinstance(event, events.ModelExpected)
             self._expect(event)
             out = []
-        if self._parts:
-            if isinstance(event, events.ChildExited):
-                out += self._parts.ended(event.child, now)
-            out = self._parts.settle(out, now)
-        while self._arrivals:
-            core, arrival = self._arrivals.popleft()
-            out += core.handle(arrival, now)
+        if self._parts and isinstance(event, events.ChildExited):
+            out += self._parts.ended(event.child, now)
+        if self._parts or self._arrivals:
+            out = self._settled(out, now)
         if self._joints:
             out = self._joints.joined(out)
         return self._finished(out) if self.stopping else out
@@ -136,6 +134,17 @@ class Devices:
     def core_of(self, number: int) -> Core:
         """Return the core whose device a child or region is on."""
         return self.cores[self.index_of(number)]
+
+    def _settled(self, out: list[Instruction], now: float) -> list[Instruction]:
+        """Do what one device wants of another, and what comes of that; return all that is left to be done."""
+        left: list[Instruction] = []
+        while out or self._arrivals:
+            settled, out = self._parts.settle(out, now)
+            left += settled
+            while self._arrivals:
+                core, arrival = self._arrivals.popleft()
+                out += core.handle(arrival, now)
+        return left
 
     # --- whose it is ----------------------------------------------------------------------------------------
 
@@ -198,9 +207,7 @@ class Devices:
             if not self._homes.takes_elsewhere(model, core, error):
                 return False
             arrival = core.depart(model)
-            other, options = self._homes.next_for(arrival.load)  # now that what it had there is free
-            load = arrival.load._replace(options=options)
-            self._arrivals.append((other, arrival._replace(load=load)))
+            self._arrivals.append(self._homes.next_for(arrival))  # now that what it had there is free
             return True
 
         return take

@@ -143,7 +143,10 @@ class Dispatch:
     def end_sessions(self, child: int, now: float) -> None:
         """A worker is gone, or soon will be: its sessions begin anew elsewhere."""
         for request in reversed(self.sessions.end(child)):
-            self._schedule.add(self._library.models[request.submit.model], request, now, in_front=True)
+            model = self._library.models[request.submit.model]
+            self._schedule.add(model, request, now, in_front=True)
+            if not model.current.is_ready:  # what the worker had is no more
+                self._library.need_answers(model)
 
     def _hand(self, worker: Worker, model: Model, first: Request, now: float) -> None:
         """Hand a worker a request, and those that may run with it as a batch."""

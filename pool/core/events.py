@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from ...protocol.messages import LoadModel, Record, Submit, Used
 from ...protocol.messages import ModelBuilt as Built
-from .regions import FileIdentity, FillerKey, Tier
+from .regions import FileIdentity, FillerKey, Tier, Want
 
 #: Whatever the outside uses to address a client; the core only compares it.
 ClientKey: TypeAlias = Any
@@ -91,13 +92,17 @@ class ModelExpected(NamedTuple):
 class ModelArrived(NamedTuple):
     """A model comes from a device that has no room for it, with all that waits for it there.
 
-    ``requests`` are those of that device, accepted and not answered.
+    ``requests`` are those of that device, accepted and not answered; ``refusals`` and ``room`` as in
+    `weights.WeightSet`, ``is_pinned`` as in `weights.Model`.
     """
 
     load: LoadModel
     waiting_for_load: list[CallerKey]
     waiting_to_attach: list[CallerKey]
     requests: list[Any]
+    refusals: dict[str, str]
+    room: dict[str, int]
+    is_pinned: bool
 
 
 class PartReleased(NamedTuple):
@@ -201,7 +206,7 @@ class RegionsNeeded(NamedTuple):
     """A loader, or an app at the unix socket, asks for regions of these sizes and digests."""
 
     filler: FillerKey
-    wants: list[tuple[int, bytes]]
+    wants: Sequence[Want]
 
 
 class FileOffered(NamedTuple):
@@ -250,9 +255,13 @@ class RegionsMoved(NamedTuple):
 
 
 class MemoryAvailable(NamedTuple):
-    """What the system could give now without swapping or killing; told before each event that asks for memory."""
+    """What the system could give now without swapping or killing; told before each event that asks for memory.
+
+    It is told of one device, or of all (-1).
+    """
 
     available_bytes: int
+    device: int = -1
 
 
 class MemoryMeasured(NamedTuple):

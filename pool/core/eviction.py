@@ -11,6 +11,8 @@ often a set is used, times what its return costs, by the bytes that its eviction
 use to come, and what has come back only just stays for a multiple of what that has cost: so most of the time is
 work, however little the budget is. What is in memory is never more than the ledger allows; what could not fit even
 if everything left that may is refused at once, with the numbers.
+
+What leaves a GPU is given up: a loader builds it anew when it is needed.
 """
 
 from __future__ import annotations
@@ -125,7 +127,11 @@ class Eviction:
             if self._admission.fits(claim):
                 self._grant(claim, now)
                 continue
-            if self._make_room(needed_bytes, now) or self._waits_for_room(claim, needed_bytes):
+            if self._make_room(needed_bytes, now):
+                if self._admission.fits(claim):  # what was given up on a GPU is free at once
+                    continue
+                break
+            if self._waits_for_room(claim, needed_bytes):
                 break
             if self._ledger.expect_no_more():  # it is only expected, and would keep out what is really there
                 continue
@@ -214,6 +220,10 @@ class Eviction:
     def _write_out(self, version: WeightSet) -> None:
         """No worker has it any more: move what no other set in memory lies in."""
         if version.life.state != "evicting":
+            return
+        if self._regions.is_gpu:
+            self._holdings.give_up_regions(version)
+            self._evicted(version)
             return
         numbers = tuple(self._residents.movable(version))
         if numbers:

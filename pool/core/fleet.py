@@ -12,8 +12,8 @@ nothing starts must not spend its time on trying.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 from ...protocol.messages import BuildModel, Leave
 from .instructions import ForkChild, Instruction, ReplaceZygote, Report, SignalChild, ToChild
@@ -35,6 +35,15 @@ LEAVE_S: Final = 2.0
 TERMINATE_S: Final = 1.0
 
 _NEVER: Final = float("inf")
+
+
+class _Waiting(NamedTuple):
+    """A loader that is not forked yet; see `Fleet.fork_loader`."""
+
+    order: BuildModel
+    private_bytes: int
+    regions: tuple[int, ...]
+    generation: int
 
 
 class Fleet:
@@ -71,7 +80,7 @@ class Fleet:
         self._pause_s = 0.0
         self._resume_at = _NEVER  # when the pause is over; never: there is none
         self._loaders: set[int] = set()
-        self._waiting_loaders: dict[int, tuple[BuildModel, int]] = {}
+        self._waiting_loaders: dict[int, _Waiting] = {}
         self._dismissal_signals: list[int] = [signal.SIGTERM, signal.SIGKILL]
         self._next_signal_at = _NEVER
 
@@ -131,10 +140,19 @@ class Fleet:
         """A child never came into being: its zygote is gone, although its death may be told only later."""
         self.zygote.is_ready = False
 
-    def fork_loader(self, order: BuildModel, private_bytes: int = 0) -> int:
-        """Have a loader forked that carries out this order, and should take so much; return its number."""
+    def fork_loader(
+        self, order: BuildModel, private_bytes: int = 0, regions: Sequence[int] = (), generation: int = 0
+    ) -> int:
+        """Have a loader forked that carries out this order, and should take so much; return its number.
+
+        Args:
+            order: what it builds.
+            private_bytes: how much memory it should take for itself.
+            regions: in what it finds that, if it is there already.
+            generation: of the zygote, that has the modules which it would import else.
+        """
         child = self.new_child()
-        self._waiting_loaders[child] = order, private_bytes
+        self._waiting_loaders[child] = _Waiting(order, private_bytes, tuple(regions), generation)
         self.fork_loaders()
         return child
 
@@ -209,13 +227,13 @@ class Fleet:
         """Fork the loaders that wait for it, as far as they may begin."""
         # Never behind an import, which may leave a thread: the zygote would fork with it before it is replaced.
         while self._waiting_loaders and self.can_fork and len(self._loaders) < MAX_LOADERS:
-            child, (order, private_bytes) = next(iter(self._waiting_loaders.items()))
-            if not self._may_begin(child, private_bytes):
+            child, waiting = next(iter(self._waiting_loaders.items()))
+            if waiting.generation > self.zygote.generation or not self._may_begin(child, waiting.private_bytes):
                 return
             del self._waiting_loaders[child]
             self._loaders.add(child)
             self._out.append(ForkChild(child, "loader"))
-            self._out.append(ToChild(child, order, [], ()))
+            self._out.append(ToChild(child, waiting.order, [], waiting.regions))
 
     def _hold_back(self, now: float) -> None:
         """Pause after a failed start; those that fail during the pause do not make it longer."""

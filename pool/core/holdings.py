@@ -5,13 +5,15 @@ A weight set is freed when it is retired and its last holder has let go of it, i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...protocol.errors import InvalidRequest, ModelNotFound
 from ...protocol.messages import Attached, Done, Forget, LoadModel, Message, Refused, Thaw
 from .admission import Admission
 from .events import CallerKey
 from .instructions import FreeRegions, GrantRegions, Instruction, Report, ToCaller, ToChild
 from .predictions import Predictions
-from .regions import FileIdentity, FillerKey, Regions
+from .regions import FileIdentity, FillerKey, Regions, Want
 from .weights import MAX_THAW_DEATHS, WeightSet
 from .workers import Worker
 from .workspace import Workspace
@@ -63,7 +65,7 @@ class Holdings:
 
     # --- filling --------------------------------------------------------------------------------------------
 
-    def want_regions(self, filler: FillerKey, wants: list[tuple[int, bytes]]) -> None:
+    def want_regions(self, filler: FillerKey, wants: Sequence[Want]) -> None:
         """Somebody who fills regions asks for some.
 
         Raises:
@@ -152,7 +154,7 @@ class Holdings:
         for caller in version.waiting_to_attach:
             version.attached.add(caller)
             load = version.load
-            message = Attached(load.options, version.manifest, version.skeleton, load.paths)
+            message = Attached(load.options, version.manifest, version.skeleton, load.paths, self.regions.gpu)
             self._out.append(ToCaller(caller, message, version.layout))
         version.waiting_to_attach.clear()
 
@@ -187,6 +189,12 @@ class Holdings:
         else:
             self._freed(version)
 
+    def give_up_regions(self, version: WeightSet) -> None:
+        """Let go of what a weight set lies in: it is to be built anew when it is needed again."""
+        self.regions.unuse(version.number, version.regions)
+        version.regions = version.layout = ()
+        self._free()
+
     def tell(self, callers: list[CallerKey], answer: Message) -> None:
         """Answer everybody who waits, once."""
         for caller in callers:
@@ -206,10 +214,8 @@ class Holdings:
     def _freed(self, version: WeightSet) -> None:
         version.life.become("freed")
         del self.sets[version.number]
-        self._workspace.leave(version)
-        self.regions.unuse(version.number, version.regions)
-        version.regions = version.layout = ()
-        self._free()
+        self.give_up_regions(version)
+        self._workspace.leave(version)  # last: what was freed may be what a slot could not have
         self.tell(version.unloaders, Done("unloaded"))
 
     def _free(self) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ...protocol.errors import InvalidRequest
 from ...protocol.messages import LoadModel, Record
 from .core import Core
-from .events import CallerKey, FileOffered, ModelDeclared, ModelExpected, RegionsNeeded
-from .parts import ROOM
+from .events import CallerKey, FileOffered, ModelArrived, ModelDeclared, ModelExpected, RegionsNeeded
 from .weights import Model, WeightSet
 
 #: Weight sets in these states have not taken the memory yet that they will take.
@@ -29,7 +28,6 @@ class Homes:
     def __init__(self, cores: Sequence[Core]) -> None:
         self._cores = cores
         self._expected: dict[CallerKey, Core] = {}  # where somebody who hands a model over puts it
-        self._refusals: dict[str, dict[str, str]] = {}  # by model and device, why it had no memory there
 
     def of(self, name: str) -> Sequence[Core]:
         """Return the devices that have a model."""
@@ -42,7 +40,6 @@ class Homes:
             InvalidRequest: it may be on no device that there is, or not on that which has it already.
         """
         load = event.load
-        self._refusals.pop(load.name, None)
         allowed = self._allowed(_names(load))
         expected = self._expected.get(event.caller)
         homes = self.of(load.name)
@@ -76,7 +73,7 @@ class Homes:
         if core is None:
             size_bytes = 0
             if isinstance(event, RegionsNeeded):
-                size_bytes = sum(size for size, _ in event.wants)
+                size_bytes = sum(size for size, *_ in event.wants)
             elif isinstance(event, FileOffered):
                 size_bytes = event.size_bytes
             core = self._expected[event.filler] = self._best(self._cores, size_bytes)
@@ -90,33 +87,32 @@ class Homes:
 
     def takes_elsewhere(self, model: Model, refused_by: Core, error: Record) -> bool:
         """Note that a device has no room for a model; false if none has, and the refusal tells of each then."""
-        load = model.current.load
-        refusals = self._refusals.setdefault(model.name, {})
-        refusals[refused_by.name] = str(error["message"])
-        if self._others(load) or self._may_divide(load):
+        version = model.current
+        version.refusals[refused_by.name] = str(error["message"])
+        if self._others(version.load, version.refusals) or self._may_divide(version):
             return True
-        error["message"] = "; ".join(self._refusals.pop(model.name).values())
+        error["message"] = "; ".join(version.refusals.values())
         return False
 
-    def next_for(self, load: LoadModel) -> tuple[Core, dict[str, Any]]:
-        """Return the device that tries next to load a model that has left another, and its options there.
+    def next_for(self, arrival: ModelArrived) -> tuple[Core, ModelArrived]:
+        """Return the device that tries next to load a model that has left another, and what it is told of it.
 
-        Where each has refused it alone, several may have room together: then it is divided among them, and its
-        options say what room there is.
+        Where each has refused it alone, several may have room together: then it is divided among them.
         """
-        if others := self._others(load):
-            return self._best(others, self._cores[0].predictions.size_bytes(load)), load.options
+        load = arrival.load
+        if others := self._others(load, arrival.refusals):
+            return self._best(others, self._cores[0].predictions.size_bytes(load)), arrival
         allowed = self._allowed(_names(load))
         for core in allowed:
             core.ledger.expect_no_more()  # what others are only expected to take is room for it
         room = {core.name: _room_bytes(core) for core in allowed}
         largest = max(allowed, key=lambda core: room[core.name])
-        return largest, {**load.options, ROOM: room}
+        return largest, arrival._replace(room=room)
 
     # --- inside ---------------------------------------------------------------------------------------------
 
     def _allowed(self, names: Sequence[str]) -> Sequence[Core]:
-        """Return the devices of these names; all, if there are none.
+        """Return the devices of these names; if there are none, all GPUs, or all where there is no GPU.
 
         Raises:
             InvalidRequest: one is not known.
@@ -125,17 +121,22 @@ class Homes:
         for name in names:
             if name not in known:
                 raise InvalidRequest(f"no device {name!r} in this pool; there are: {', '.join(known)}")
-        return [known[name] for name in dict.fromkeys(names)] if names else self._cores
+        if names:
+            return [known[name] for name in dict.fromkeys(names)]
+        return [core for core in self._cores if core.is_gpu] or self._cores
 
-    def _others(self, load: LoadModel) -> list[Core]:
+    def _others(self, load: LoadModel, refusals: Mapping[str, str]) -> list[Core]:
         """Return the devices that have not refused a model yet."""
-        refusals = self._refusals.get(load.name, {})
         allowed = self._allowed(_names(load))
         return [one for one in allowed if one.name not in refusals and load.name not in one.library.models]
 
-    def _may_divide(self, load: LoadModel) -> bool:
+    def _may_divide(self, version: WeightSet) -> bool:
+        load = version.load
         is_alone = len(self.of(load.name)) < 2  # or replicas would be divided into parts of each other
-        is_possible = is_alone and len(self._allowed(_names(load))) > 1 and ROOM not in load.options
+        allowed = self._allowed(_names(load))
+        is_possible = is_alone and len(allowed) > 1 and not version.room
+        if any(core.is_gpu for core in allowed):
+            return False  # what one part has computed would have to be moved to where the next one is
         return is_possible and bool(load.options.get("divide", True))
 
     def _check_stays(self, load: LoadModel, homes: Sequence[Core], allowed: Sequence[Core]) -> None:

@@ -7,6 +7,7 @@ from ...protocol.messages import BuildModel, Done, LoadModel, Message, ModelBuil
 from .admission import Admission
 from .events import CallerKey, ModelArrived
 from .fleet import Fleet
+from .guests import loader_of
 from .holdings import Holdings
 from .instructions import Instruction, Report, ToCaller
 from .predictions import Predictions, is_overdue
@@ -14,7 +15,7 @@ from .regions import FillerKey, Regions
 from .requests import Request
 from .seen import Seen, merged
 from .warming import Warming
-from .weights import Model, WeightSet
+from .weights import ROOM, Model, WeightSet
 from .workspace import Workspace
 
 
@@ -127,10 +128,12 @@ class Library:
     # --- to another device, and from one --------------------------------------------------------------------
 
     def may_depart(self, model: Model) -> bool:
-        """Whether nothing of a model is here but what builds it."""
+        """Whether nothing of a model is here but what builds it: no other version, and none that runs yet."""
         version = model.current
-        is_new = not version.evictions and version.life.state == "building" and version.loader in self._loaders
-        return is_new and model.successor is None and not model.is_leaving
+        is_building = version.life.state == "building" and version.loader in self._loaders
+        is_new = is_building and not (version.evictions or version.regions)
+        is_idle = model.unanswered == len(model.queue)
+        return is_new and is_idle and model.successor is None and not model.is_leaving
 
     def depart(self, model: Model) -> ModelArrived:
         """Let a model go that is being built, with all that waits for it; its requests are still this device's."""
@@ -139,8 +142,9 @@ class Library:
         self.holdings.let_go(version.loader)
         self._fleet.give_up_loader(version.loader)
         departure = ModelArrived(
-            version.load, version.waiting_for_load[:], version.waiting_to_attach[:], list(model.queue)
-        )
+            version.load, version.waiting_for_load[:], version.waiting_to_attach[:], list(model.queue),
+            version.refusals, version.room, model.is_pinned,
+        )  # fmt: skip
         version.waiting_for_load.clear()
         version.waiting_to_attach.clear()
         del self.models[model.name]
@@ -150,9 +154,11 @@ class Library:
     def arrive(self, arrived: ModelArrived) -> Model:
         """Take in a model that comes from another device."""
         version = self.holdings.add(arrived.load)
+        version.refusals, version.room = arrived.refusals, arrived.room
         version.waiting_for_load += arrived.waiting_for_load
         version.waiting_to_attach += arrived.waiting_to_attach
         model = self.models[arrived.load.name] = Model(arrived.load.name, version)
+        model.is_pinned = arrived.is_pinned
         return model
 
     # --- loading ------------------------------------------------------------------------------------------
@@ -164,13 +170,13 @@ class Library:
 
     def need(self, version: WeightSet) -> None:
         """See to it that a weight set becomes ready; a second call while it does changes nothing."""
-        if version.life.state == "evicted":
+        if version.life.state == "evicted" and not self.holdings.regions.is_gpu:
             version.life.become("returning")
             self._admission.bring_back(version)
             return
-        if version.life.state not in ("declared", "failed"):
+        if version.life.state not in ("declared", "failed", "evicted"):
             return
-        if version.load.source == "frozen":
+        if version.load.source == "frozen" and not self.holdings.regions.is_gpu:
             self._adopt(version)
             return
         version.life.become("building")
@@ -188,6 +194,7 @@ class Library:
             self.holdings.let_go(child)
             return
         own = self.holdings.regions.own(built.regions)
+        self.holdings.regions.unuse(version.number, version.regions)  # what it was built from
         self.holdings.regions.use(child, version.number, own)
         del self._loaders[child]
         version.loader = 0
@@ -210,13 +217,16 @@ class Library:
 
     def loaded(self, version: WeightSet, now: float) -> None:
         """A weight set has become ready; what lies of it on other devices is not seen here."""
+        load_s = None if version.forked_at is None else now - version.forked_at
+        if version.evictions > version.returns:
+            version.returns, version.return_s = version.returns + 1, load_s or 0.0
         records = [self.holdings.regions[number] for number in dict.fromkeys(version.regions)]
-        weights_bytes = sum(record.size_bytes for record in records if not record.is_file)
+        weights_bytes = sum(record.size_bytes for record in records if not record.is_elsewhere)
         self.predictions.saw(
             version,
             Seen(
                 weights_bytes=None if version.is_divided else weights_bytes,
-                load_s=None if version.forked_at is None else now - version.forked_at,
+                load_s=load_s,
             ),
         )
 
@@ -239,6 +249,7 @@ class Library:
         self._admission.drop_filler(child)
         version.loader = 0
         version.error = error
+        version.begin_anew()
         version.life.become("failed")
         model = self.models[version.load.name]
         self.holdings.tell(version.waiting_for_load, Refused(error))
@@ -266,10 +277,14 @@ class Library:
         return self._loaders[filler].load.name if self.is_loading(filler) else ""
 
     def has_active_loads(self, *, but: FillerKey) -> bool:
-        """Whether somebody else loads, or hands over, and does not wait for memory itself."""
+        """Whether somebody else loads, or hands over, and does not wait for memory itself, on whichever device."""
         active = (*self._loaders, *self.holdings.regions.fillers())
-        waits = self._admission.waits
-        return any(not (one == but or waits(one) or self._fleet.is_to_fork(one)) for one in active)
+        waiting = [loader_of(one) for library in self._all_libraries for one in library.waiting_fillers()]
+        return any(not (one == but or loader_of(one) in waiting or self._fleet.is_to_fork(one)) for one in active)
+
+    def waiting_fillers(self) -> list[FillerKey]:
+        """Return all who fill regions and wait for memory here."""
+        return self._admission.waiting_fillers()
 
     @property
     def has_postponed(self) -> bool:
@@ -288,6 +303,7 @@ class Library:
         while self._postponed and not self._loaders:
             version = self._postponed.pop(0)
             if version.life.state == "building":
+                version.begin_anew()
                 self._start_loader(version)
 
     def loader_exited(self, child: int, *, was_forked: bool) -> bool:
@@ -326,14 +342,17 @@ class Library:
     def file_changed(self, number: int, error: Record) -> list[Request]:
         """A file that is a region is not what it was: load anew what lies in it, when it is needed again.
 
+        It may be a region of another device, with a part of a model of this one.
+
         Returns:
             The requests that waited for what is not to be had any more.
         """
         failed: list[Request] = []
-        for set_number in self.holdings.regions[number].weight_sets:
-            version = self.holdings.sets[set_number]
+        for version in [one for one in self.holdings.sets.values() if number in one.layout]:
             model = self.models.get(version.load.name)
-            if version.life.state != "ready" or model is None or model.current is not version:
+            if version.life.state not in ("adopting", "ready") or model is None or model.current is not version:
+                continue
+            if version.load.source == "frozen":  # nobody here could load it anew; a part goes with its model
                 continue
             model.replace(self.holdings.add(version.load))
             model.current.error = error
@@ -343,9 +362,14 @@ class Library:
 
     def _start_loader(self, version: WeightSet) -> None:
         load = version.load
-        order = BuildModel(load.name, load.source, load.options, load.manifest, load.pickled, load.paths)
+        options = {**load.options, ROOM: version.room} if version.room else load.options
+        order = BuildModel(load.name, load.source, options, load.manifest, load.pickled, load.paths)
         version.forked_at = None
-        version.loader = self._fleet.fork_loader(order, version.expected.loader_bytes or 0)
+        # Of an object the modules are known. What is in its regions is made an object again by the loader.
+        generation = self._fleet.zygote.need_modules(load.modules, load.paths) if load.modules else 0
+        version.loader = self._fleet.fork_loader(
+            order, version.expected.loader_bytes or 0, load.regions, generation
+        )
         self._loaders[version.loader] = version
 
     def _adopt(self, version: WeightSet) -> None:

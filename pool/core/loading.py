@@ -14,7 +14,7 @@ from .eviction import Eviction
 from .instructions import Instruction, SignalChild, ToCaller
 from .library import Library
 from .pressure import Pressure
-from .regions import FillerKey
+from .regions import FillerKey, Want
 from .requests import Request
 from .weights import Model, WeightSet
 
@@ -53,12 +53,13 @@ class Loading:
         """Somebody who fills regions asks for some."""
         if type(event.filler) is int and not self._library.is_loading(event.filler):
             return  # nobody wants any more what it loads
+        wants = [Want(*want) for want in event.wants]
         try:
-            self._library.holdings.regions.check(event.filler, event.wants)
+            self._library.holdings.regions.check(event.filler, wants)
         except InvalidRequest as error:
             self.filling_failed(events.FillingFailed(event.filler, error.to_record()), now)
         else:
-            self._admission.fill(event.filler, event.wants)
+            self._admission.fill(event.filler, wants)
 
     def file_offered(self, event: events.FileOffered, _now: float) -> None:
         """Somebody has a file that shall be a region."""

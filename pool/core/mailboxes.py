@@ -251,7 +251,7 @@ class Mailboxes:
             return f"{asked}: this client has {has_bytes:,}, and may have {client_bytes:,}"
         if self.granted_bytes + size_bytes > total_bytes:
             return f"{asked}: all clients have {self.granted_bytes:,}, and may have {total_bytes:,}"
-        if size_bytes > self._ledger.free_bytes:
+        if not self._regions.is_gpu and size_bytes > self._ledger.free_bytes:  # which is not of a GPU's memory
             free_bytes = max(0, self._ledger.free_bytes)
             return f"{asked}: {free_bytes:,} bytes are free of the {self._ledger.limit_bytes:,} of this pool"
         if len(own) >= MAX_MAILBOXES:

@@ -12,28 +12,16 @@ does, and in the end hands them over as a model of their own that nobody can cal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from ...protocol.errors import InvalidRequest
 from ...protocol.messages import LoadModel, Refused
 from . import events
 from .core import Core
+from .guests import Guest
 from .instructions import GrantRegions, Instruction, ToCaller
 from .numbers import device_of
 from .weights import PART_OF, WeightSet
-
-#: The option that tells a loader what there is room for, by device.
-ROOM: Final = "room"
-
-
-class Guest:
-    """A loader on a device that is not its own."""
-
-    def __init__(self, child: int) -> None:
-        self.child = child
-
-    def __repr__(self) -> str:
-        return f"<Guest {self.child}>"
 
 
 class Parts:
@@ -113,22 +101,27 @@ class Parts:
                 out += core.handle(events.CallerLeft(guests[core.name]), now)
         return out
 
-    def settle(self, out: list[Instruction], now: float) -> list[Instruction]:
-        """Return instructions as loaders understand them, and free the parts of what is no more."""
+    def settle(self, out: list[Instruction], now: float) -> tuple[list[Instruction], list[Instruction]]:
+        """Tell devices what instructions of others mean to them, and free the parts of what is no more.
+
+        Returns:
+            The instructions as loaders understand them; and what comes of the others, which is to be settled too.
+        """
         left: list[Instruction] = []
+        more: list[Instruction] = []
         for one in out:
             if isinstance(one, GrantRegions) and isinstance(one.filler, Guest):
                 left.append(one._replace(filler=one.filler.child))
             elif isinstance(one, ToCaller) and isinstance(one.caller, Guest):
                 if isinstance(one.message, Refused):
                     failed = events.FillingFailed(one.caller.child, one.message.error)
-                    left += self._core_of(one.caller.child).handle(failed, now)
+                    more += self._core_of(one.caller.child).handle(failed, now)
             else:
                 left.append(one)
         for version in [one for one in self._lent if one.life.state == "freed"]:
             for core, name in self._lent.pop(version):
-                left += core.handle(events.PartReleased(name), now)
-        return left
+                more += core.handle(events.PartReleased(name), now)
+        return left, more
 
     # --- inside ---------------------------------------------------------------------------------------------
 

@@ -14,11 +14,18 @@ class Position:
         name: what the device is called.
         index: which one it is, from 0.
         count: how many there are.
+        gpu: which GPU it is, among those that this process can see; -1: it is none.
     """
 
     name: str = "cpu"
     index: int = 0
     count: int = 1
+    gpu: int = -1
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU: what is in its memory keeps its size, and no process may fork that uses it."""
+        return self.gpu >= 0
 
 
 ALONE: Final = Position()

@@ -12,6 +12,7 @@ starves. Within a level the client goes first that was given least. No operation
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
@@ -30,23 +31,32 @@ class Line:
     """The requests of one client that wait on one level.
 
     Attributes:
-        clock_s: see `turns.Member`.
+        priority: which level that is.
+        clock_s, weight: see `turns.Member`.
     """
 
-    __slots__ = ("clock_s", "level", "requests", "weight")
+    __slots__ = ("_level", "clock_s", "priority", "requests", "weight")
 
     def __init__(self, level: _Level) -> None:
         self.weight = 1.0
-        self.level = level
+        self.priority = level.priority
         self.clock_s = 0.0
         # Ordered, and one that is answered while it waits can be taken out at once.
         self.requests: OrderedDict[Request, None] = OrderedDict()
+        # Weak, because queues come and go with sessions, and collections of cycles are rare in a supervisor.
+        self._level = weakref.ref(level)
+
+    def correct(self, seconds: float) -> None:
+        """What it was given with its last turn has taken so much longer or, negative, shorter."""
+        level = self._level()
+        if level is not None:
+            level.turns.correct(self, seconds)
 
 
 class _Level:
     """The lines of one priority; ``served_at`` is when it had its last turn, or began to wait for one."""
 
-    __slots__ = ("lines", "priority", "served_at", "turns")
+    __slots__ = ("__weakref__", "lines", "priority", "served_at", "turns")
 
     def __init__(self, priority: int) -> None:
         self.priority = priority
@@ -118,10 +128,10 @@ class Queue:
         self._count -= 1
         self.calls -= request.calls
         if not line.requests:
-            level = line.level
+            level = self._waiting[line.priority]
             level.turns.drop(line)
             if not level.turns:
-                del self._waiting[level.priority]
+                del self._waiting[line.priority]
 
     def first(self) -> Request:
         """Return the request whose turn it is; there must be one."""
@@ -139,7 +149,8 @@ class Queue:
         """Take the first request out; it will be given so much of a worker's time."""
         line = request.line
         assert line is not None, "it waits nowhere"
-        line.level.served_at = now
-        line.level.turns.took(line, seconds)
+        level = self._waiting[line.priority]
+        level.served_at = now
+        level.turns.took(line, seconds)
         self.waiting_since = now
         self.discard(request)

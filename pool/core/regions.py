@@ -11,7 +11,7 @@ what is in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ...protocol.errors import InvalidRequest
@@ -29,13 +29,25 @@ GrantState = Literal["fill", "compare", "wait", "file"]
 Tier = Literal["memory", "disk"]
 
 
+class Want(NamedTuple):
+    """A region that somebody wants: its size, the digest of its content or none, and whether it is for a GPU."""
+
+    size_bytes: int
+    digest: bytes
+    on_gpu: bool = False
+
+
 class RegionGrant(NamedTuple):
-    """The answer to one that was wanted; with ``fill`` and ``file`` the number is new where ``is_new``."""
+    """The answer to one that was wanted; with ``fill`` and ``file`` the number is new where ``is_new``.
+
+    It is made in the memory of the device, or in the processor's beside a GPU where it ``is_beside``.
+    """
 
     number: int
     size_bytes: int
     state: GrantState
     is_new: bool
+    is_beside: bool = False
 
 
 class RegionRecord:
@@ -47,17 +59,21 @@ class RegionRecord:
         filler: who fills it; None once that is done.
         holders: fillers, and weight sets as ``("set", number)``.
         is_file: whether it is a file, which takes no memory of the pool.
+        is_elsewhere: whether it takes no memory of the device: a file, or the processor's memory beside a GPU.
     """
 
-    __slots__ = ("filler", "holders", "is_file", "key", "life", "number", "size_bytes")
+    __slots__ = ("filler", "holders", "is_elsewhere", "is_file", "key", "life", "number", "size_bytes")
 
-    def __init__(self, number: int, size_bytes: int, key: tuple[Any, ...] | None, filler: FillerKey) -> None:
+    def __init__(
+        self, number: int, size_bytes: int, key: tuple[Any, ...] | None, filler: FillerKey, *, is_beside: bool
+    ) -> None:
         self.number = number
         self.size_bytes = size_bytes
         self.key = key
         self.filler: FillerKey | None = filler
         self.holders: set[Any] = {filler}
         self.is_file = key is not None and key[0] == "file"
+        self.is_elsewhere = self.is_file or is_beside
         self.life = Lifecycle("region", number, "filling")
 
     def __repr__(self) -> str:
@@ -82,14 +98,18 @@ class Regions:
 
     Args:
         numbers: theirs.
+        gpu: which GPU the device is; -1: none.
 
     Attributes:
+        gpu, is_gpu: the same, and whether it is one.
         resident_bytes: the memory of those that are complete.
         filling_bytes: that of those that are being filled.
         returning_bytes: what of the memory of complete ones is being read back.
     """
 
-    def __init__(self, numbers: Numbers | None = None) -> None:
+    def __init__(self, numbers: Numbers | None = None, *, gpu: int = -1) -> None:
+        self.gpu = gpu
+        self.is_gpu = gpu >= 0
         self.resident_bytes = 0
         self.filling_bytes = 0
         self.returning_bytes = 0
@@ -99,7 +119,7 @@ class Regions:
         self._by_number: dict[int, RegionRecord] = {}
         self._by_key: dict[tuple[Any, ...], RegionRecord] = {}
         self._held: dict[FillerKey, dict[int, RegionRecord]] = {}
-        self._waiting: dict[int, list[tuple[FillerKey, int, bytes]]] = {}
+        self._waiting: dict[int, list[tuple[FillerKey, Want]]] = {}
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -115,7 +135,7 @@ class Regions:
 
     # --- filling --------------------------------------------------------------------------------------------
 
-    def check(self, filler: FillerKey, wants: list[tuple[int, bytes]]) -> None:
+    def check(self, filler: FillerKey, wants: Sequence[Want]) -> None:
         """Look whether somebody can have what it wants.
 
         Raises:
@@ -123,11 +143,13 @@ class Regions:
         """
         if len(self._held.get(filler, {})) + len(wants) > MAX_FDS_AHEAD:
             raise InvalidRequest(f"more than {MAX_FDS_AHEAD:,} regions for one model")
-        for size_bytes, digest in wants:
+        for size_bytes, digest, on_gpu in wants:
             if size_bytes <= 0 or len(digest) not in (0, 16):
                 raise InvalidRequest(f"a region of {size_bytes} bytes with a digest of {len(digest)} bytes")
+            if on_gpu and not self.is_gpu:
+                raise InvalidRequest("a region on a GPU, of a device that is none")
 
-    def want(self, filler: FillerKey, wants: list[tuple[int, bytes]], *, may_wait: bool) -> list[RegionGrant]:
+    def want(self, filler: FillerKey, wants: Sequence[Want], *, may_wait: bool) -> list[RegionGrant]:
         """Make or find regions; empty if the answer comes later.
 
         Args:
@@ -139,11 +161,11 @@ class Regions:
             InvalidRequest: a size or digest cannot be, or the filler holds more than anyone needs.
         """
         self.check(filler, wants)
-        if may_wait and len(wants) == 1 and self._delay(filler, *wants[0]):
+        if may_wait and len(wants) == 1 and self._delay(filler, wants[0]):
             return []
         several = len(wants) > 1  # who asks for one alone gets it
         return [
-            self._grant(filler, *want, may_wait=may_wait and several, is_one_of_several=several) for want in wants
+            self._grant(filler, want, may_wait=may_wait and several, is_one_of_several=several) for want in wants
         ]
 
     def offer(self, filler: FillerKey, identity: FileIdentity, size_bytes: int) -> RegionGrant:
@@ -152,7 +174,7 @@ class Regions:
         record = self._by_key.get(key)
         is_new = record is None
         if record is None:
-            record = self._make(filler, size_bytes, key)
+            record = self._make(filler, size_bytes, key, is_beside=False)
             self._fill(record)
         self._hold(filler, record)
         return RegionGrant(record.number, size_bytes, "file", is_new)
@@ -176,7 +198,8 @@ class Regions:
 
     def loading_bytes(self, filler: FillerKey) -> tuple[int, int]:
         """Return what lies in regions that this filler alone holds: in all, and in those of them it has filled."""
-        alone = [one for one in self._held.get(filler, {}).values() if len(one.holders) == 1 and not one.is_file]
+        held = self._held.get(filler, {}).values()
+        alone = [one for one in held if len(one.holders) == 1 and not one.is_elsewhere]
         filled_bytes = sum(one.size_bytes for one in alone if one.filler is None)
         return sum(one.size_bytes for one in alone), filled_bytes
 
@@ -221,15 +244,16 @@ class Regions:
 
     # --- out of memory, and back ----------------------------------------------------------------------------
 
-    def missing_bytes(self, filler: FillerKey, wants: list[tuple[int, bytes]]) -> int:
+    def missing_bytes(self, filler: FillerKey, wants: Sequence[Want]) -> int:
         """Return how much memory would be handed out for what is wanted."""
         missing: dict[Any, int] = {}
-        for index, (size_bytes, digest) in enumerate(wants):
-            record = self._by_key.get((size_bytes, digest)) if digest else None
+        for index, want in enumerate(wants):
+            key = self._key(want)
+            record = self._by_key.get(key) if key else None
             is_there = record is not None and record.life.state == "sealed"
             is_coming = record is not None and record.life.state == "filling" and record.filler == filler
-            if not (is_there or is_coming):
-                missing[(size_bytes, digest) if digest else index] = size_bytes
+            if not (is_there or is_coming or self._is_beside(want)):
+                missing[key or index] = want.size_bytes
         return sum(missing.values())
 
     def away(self, numbers: tuple[int, ...]) -> tuple[int, ...]:
@@ -258,9 +282,9 @@ class Regions:
     # --- inside ---------------------------------------------------------------------------------------------
 
     def _grant(
-        self, filler: FillerKey, size_bytes: int, digest: bytes, *, may_wait: bool, is_one_of_several: bool = False
+        self, filler: FillerKey, want: Want, *, may_wait: bool, is_one_of_several: bool = False
     ) -> RegionGrant:
-        key = (size_bytes, digest) if digest else None
+        size_bytes, key, is_beside = want.size_bytes, self._key(want), self._is_beside(want)
         record = self._by_key.get(key) if key else None
         if record is not None and record.life.state == "sealed":
             self._hold(filler, record)
@@ -269,29 +293,43 @@ class Regions:
         is_filling = record is not None and record.life.state == "filling"
         if record is not None and is_filling and (may_wait or (record.filler == filler and is_one_of_several)):
             return RegionGrant(0, size_bytes, "wait", is_new=False)
-        record = self._make(filler, size_bytes, key if record is None else None)
-        return RegionGrant(record.number, size_bytes, "fill", is_new=True)
+        record = self._make(filler, size_bytes, key if record is None else None, is_beside=is_beside)
+        return RegionGrant(record.number, size_bytes, "fill", is_new=True, is_beside=is_beside)
 
-    def _delay(self, filler: FillerKey, size_bytes: int, digest: bytes) -> bool:
+    def _is_beside(self, want: Want) -> bool:
+        """Whether a region is to be the processor's memory although the device is a GPU."""
+        return self.is_gpu and not want.on_gpu
+
+    def _key(self, want: Want) -> tuple[Any, ...] | None:
+        """Return what a region is found by; None if it is not to be found."""
+        if not want.digest:
+            return None
+        key = (want.size_bytes, want.digest)
+        return ("beside", *key) if self._is_beside(want) else key
+
+    def _delay(self, filler: FillerKey, want: Want) -> bool:
         """Let a filler wait for what another is filling; false if it need not, or has something to fill itself."""
-        record = self._by_key.get((size_bytes, digest)) if digest else None
+        key = self._key(want)
+        record = self._by_key.get(key) if key else None
         if record is None or record.life.state != "filling" or record.filler == filler:
             return False
         if any(held.filler == filler for held in self._held.get(filler, {}).values()):
             return False
-        self._waiting.setdefault(record.number, []).append((filler, size_bytes, digest))
+        self._waiting.setdefault(record.number, []).append((filler, want))
         return True
 
     def new_number(self) -> int:
         """Return a number that no region has had."""
         return self._numbers.new()
 
-    def _make(self, filler: FillerKey, size_bytes: int, key: tuple[Any, ...] | None) -> RegionRecord:
+    def _make(
+        self, filler: FillerKey, size_bytes: int, key: tuple[Any, ...] | None, *, is_beside: bool
+    ) -> RegionRecord:
         number = self.new_number()
-        record = self._by_number[number] = RegionRecord(number, size_bytes, key, filler)
+        record = self._by_number[number] = RegionRecord(number, size_bytes, key, filler, is_beside=is_beside)
         if key is not None:
             self._by_key[key] = record
-        if not record.is_file:
+        if not record.is_elsewhere:
             self.filling_bytes += size_bytes
         self._hold(filler, record)
         return record
@@ -303,7 +341,7 @@ class Regions:
     def _fill(self, record: RegionRecord) -> None:
         record.life.become("sealed")
         record.filler = None
-        if not record.is_file:
+        if not record.is_elsewhere:
             self.filling_bytes -= record.size_bytes
             self.resident_bytes += record.size_bytes
 
@@ -314,9 +352,9 @@ class Regions:
 
     def _settle_waiting(self, record: RegionRecord) -> None:
         """Answer those who waited for a region: the first may have to fill another, and the rest wait for that."""
-        for filler, size_bytes, digest in self._waiting.pop(record.number, []):
-            if not self._delay(filler, size_bytes, digest):
-                self.answers.append((filler, [self._grant(filler, size_bytes, digest, may_wait=False)]))
+        for filler, want in self._waiting.pop(record.number, []):
+            if not self._delay(filler, want):
+                self.answers.append((filler, [self._grant(filler, want, may_wait=False)]))
 
     def _drop(self, record: RegionRecord, holder: Any) -> None:
         record.holders.discard(holder)
@@ -328,7 +366,7 @@ class Regions:
             self.freed.append(record.number)
 
     def _uncount(self, record: RegionRecord) -> None:
-        if record.is_file or record.life.state == "away":
+        if record.is_elsewhere or record.life.state == "away":
             return
         if record.life.state == "filling":
             self.filling_bytes -= record.size_bytes

@@ -80,6 +80,8 @@ class Residents:
             return f"{len(version.attached) + len(version.waiting_to_attach)} attached processes use it"
         if self._sessions.has(model.name):
             return "workers keep sessions of it"
+        if self._regions.is_gpu and version.load.source == "frozen":
+            return "it was handed over, so nobody could put it onto the GPU again"
         if version.is_divided or model.is_part:
             return "it is divided among devices"
         if any(self._regions[number].is_file for number in version.regions):
@@ -90,7 +92,7 @@ class Residents:
         """Yield the regions of a set in which nothing lies, besides, that stays in memory or is mapped yet."""
         for number in dict.fromkeys(version.regions):
             record = self._regions[number]
-            if record.life.state != "sealed" or record.is_file or record.is_being_filled:
+            if record.life.state != "sealed" or record.is_elsewhere or record.is_being_filled:
                 continue
             others = (self._holdings.sets[one] for one in record.weight_sets if one != version.number)
             if not any(other.life.state in _RESIDENT or other.is_mapped for other in others):
@@ -111,7 +113,7 @@ class Residents:
             record.size_bytes
             for record in self._regions
             if record.life.state in ("sealed", "leaving", "returning")
-            and not (record.is_file or record.is_being_filled or staying & set(record.weight_sets))
+            and not (record.is_elsewhere or record.is_being_filled or staying & set(record.weight_sets))
         )
 
     def _may_leave(self, version: WeightSet) -> bool:

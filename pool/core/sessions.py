@@ -58,7 +58,7 @@ class Sessions:
         if key not in self._workers and len(self._workers) == MOST_SESSIONS:
             oldest, worker = self._workers.popitem(last=False)
             self._keys[worker].discard(oldest)
-            self._models[oldest[0]] -= 1
+            self._count_down(oldest[0])
         self._models[key[0]] += key not in self._workers
         self._workers[key] = child
         self._workers.move_to_end(key)
@@ -111,7 +111,8 @@ class Sessions:
     def end(self, child: int) -> list[Request]:
         """Forget a worker; return what waited for it, in order."""
         for key in self._keys.pop(child, ()):
-            self._models[key[0]] -= self._workers.pop(key, None) is not None
+            if self._workers.pop(key, None) is not None:
+                self._count_down(key[0])
         self._able.pop(child, None)
         self._others_turn.discard(child)
         queue = self._queues.pop(child, None)
@@ -119,3 +120,8 @@ class Sessions:
         for request in waiting:
             request.queue.discard(request)  # pyright: ignore[reportOptionalMemberAccess] - it is in this one
         return waiting
+
+    def _count_down(self, model: str) -> None:
+        self._models[model] -= 1
+        if not self._models[model]:  # models come and go, under ever new names
+            del self._models[model]

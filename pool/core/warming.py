@@ -71,7 +71,10 @@ class Warming:
 
     def want(self, version: WeightSet) -> None:
         """Have a weight set thawed before workers are forked; it is ready."""
-        self._untried[version.number] = version
+        if self._holdings.regions.is_gpu:
+            self._refuse(version, "the zygote must not use the GPU", is_dangerous=False)
+        else:
+            self._untried[version.number] = version
 
     def drop(self, version: WeightSet) -> None:
         """Let go of a weight set that is about to be retired."""

@@ -17,6 +17,8 @@ from .terms import Terms, terms_of
 
 #: The option of a part of a model that is divided among devices: whose it is.
 PART_OF: Final = "part_of"
+#: The option that tells a loader what there is room for, by device: only that of a model that is to be divided.
+ROOM: Final = "room"
 #: Weight of the newest measurement in a model's expected run time.
 _NEWEST = 0.2
 #: In this time half of what was asked of a model is forgotten.
@@ -43,6 +45,8 @@ class WeightSet:
         generation: the zygote generation whose children have its modules.
         loader: the child that builds it, or 0.
         forked_at: when that was forked; None: it was not.
+        refusals: by device, why there was no memory for it, in this try at loading it.
+        room: by device, what there is for a part of it, if this try is to divide it.
         expected, seen: what it should take, as earlier loads have, and what it took here.
         holders: workers that have it: were given it, or forked from a zygote that has it.
         inheritors: those of them that were forked so, and let go of it only when they end.
@@ -81,6 +85,8 @@ class WeightSet:
         self.generation = 0
         self.loader = 0
         self.forked_at: float | None = None
+        self.refusals: dict[str, str] = {}
+        self.room: dict[str, int] = {}
         self.expected = NOTHING
         self.seen: Seen = NOTHING
         self.holders: set[int] = set()
@@ -115,6 +121,10 @@ class WeightSet:
     def is_divided(self) -> bool:
         """Whether some of it is on other devices."""
         return len(self.layout) > len(self.regions)
+
+    def begin_anew(self) -> None:
+        """Forget what this try at loading it has found of devices: by the next one they may have room."""
+        self.refusals, self.room = {}, {}
 
     @property
     def is_mapped(self) -> bool:

@@ -8,12 +8,17 @@ map it, who do so read-only: the driver knows no seals, and does not tell who ha
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Final
 
 from ...protocol import cuda
 from .base import Region, RegionRefused, check_grows, check_open, check_size
 
+#: Memory of a process that has just ended comes back late: so long it is asked for, and so often. Nothing else is
+#: done meanwhile, but it should be there: it was looked whether so much is free.
+_PATIENCE_S: Final = 0.2
+_PAUSE_S: Final = 0.01
 _KEEPS_ITS_SIZE: Final = "is memory of a GPU, which keeps its size"
 
 
@@ -24,12 +29,15 @@ class CudaStore:
         ordinal: which of the devices that this process can see.
         available_bytes: tells how much of its memory is free.
 
+    Attributes:
+        taken_bytes: the sizes of all regions that are open.
+
     Raises:
         CudaError: the driver cannot be used, or there is no such device.
-        ImportError: the driver's binding is not installed; it comes with CUDA builds of torch.
     """
 
     def __init__(self, ordinal: int, available_bytes: Callable[[], int]) -> None:
+        self.taken_bytes = 0
         self._ordinal = ordinal
         self._available_bytes = available_bytes
         self._grain_bytes = cuda.granularity_bytes(ordinal)
@@ -42,7 +50,7 @@ class CudaStore:
 
         Raises:
             PermissionError: it is to be resizable.
-            CudaError: the driver refused for another reason than that memory is missing.
+            OSError: the driver refused for another reason than that memory is missing.
         """
         check_size(size_bytes)
         if resizable:
@@ -51,13 +59,9 @@ class CudaStore:
         free_bytes = self._available_bytes()
         if size_bytes > free_bytes:
             raise RegionRefused(name, size_bytes, free_bytes)
-        try:
-            fd = cuda.create(size_bytes, self._ordinal)
-        except cuda.CudaError as error:
-            if not error.is_out_of_memory:
-                raise
-            raise RegionRefused(name, size_bytes, self._available_bytes()) from error
+        fd = self._made(size_bytes, name)
         os.set_inheritable(fd, False)
+        self.taken_bytes += size_bytes
         return Region(fd=fd, size_bytes=size_bytes, sealed=False, name=name)
 
     def grow(self, region: Region, size_bytes: int) -> None:
@@ -85,8 +89,21 @@ class CudaStore:
     def close(self, region: Region) -> None:
         """Close the descriptor; see `RegionStore.close`."""
         if region.is_open:
+            self.taken_bytes -= region.size_bytes
             fd, region.fd = region.fd, -1
             os.close(fd)
+
+    def _made(self, size_bytes: int, name: str) -> int:
+        give_up_at = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return cuda.create(size_bytes, self._ordinal)
+            except cuda.CudaError as error:
+                if not error.is_out_of_memory:
+                    raise OSError(f"the region {name!r} cannot be made: {error}") from error
+                if time.monotonic() > give_up_at:
+                    raise RegionRefused(name, size_bytes, self._available_bytes()) from error
+            time.sleep(_PAUSE_S)
 
     def _whole_bytes(self, size_bytes: int) -> int:
         return -(-size_bytes // self._grain_bytes) * self._grain_bytes

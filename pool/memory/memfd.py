@@ -13,6 +13,8 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from .base import Region, RegionBusy, RegionRefused, check_grows, check_open, check_size
@@ -102,8 +104,13 @@ class MemfdStore:
 
 def _punch_hole(fd: int, offset_bytes: int, size_bytes: int) -> None:
     """Call fallocate(2), which the `os` module does not have."""
-    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    if fallocate(fd, _PUNCH_HOLE, offset_bytes, size_bytes):
+    if _fallocate()(fd, _PUNCH_HOLE, offset_bytes, size_bytes):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+@cache  # each time a library is opened ctypes makes classes for it, which are cycles
+def _fallocate() -> Callable[[int, int, int, int], int]:
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return fallocate

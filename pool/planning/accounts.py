@@ -9,8 +9,9 @@ from ..core.identity import identity_of
 from ..core.ledger import Allowance
 from ..core.placement import Item, Placement, Room, place
 from ..core.predictions import key_of
+from ..core.rings import PRIVATE
 from ..core.seen import NOTHING, Seen
-from ..core.workspace import GRAIN_BYTES, PRIVATE
+from ..core.workspace import GRAIN_BYTES
 from .found import Base, Found, Part
 from .order import Load, best_order, peak_bytes
 from .views import Plan, PlannedDevice, PlannedModel

@@ -10,9 +10,9 @@ from typing import Any, Literal, cast
 from ...protocol.errors import SupervisorLost
 from .. import environment
 from ..checks import ConfigError, check_choice, read_size
-from ..client import Pool, _named
+from ..client import Pool
 from ..devices import BY_NODE, NAMES, DeviceSettings, read_devices
-from ..model import Model
+from ..model import Model, named_models
 from ..settings import MAILBOX_BYTES, Settings
 from ..sources import app_paths
 from ..supervisor.history import History
@@ -61,7 +61,7 @@ def plan(
         slot_bytes=read_size("slot", slot),
         mailbox_bytes=read_size("mailbox", mailbox),
     )
-    return plan_for(settings, _named(models), app_paths(), devices, only or {})
+    return plan_for(settings, named_models(models), app_paths(), devices, only or {})
 
 
 def plan_for(
@@ -122,7 +122,7 @@ def plan_like(pool: Pool, models: Any) -> Plan:
     settings = Settings(workers=len(status.workers) // count, slots=status.slots // count, threads=status.threads)
     told = pool.memory().devices
     devices = {one.name: DeviceSettings(one.budget_bytes, one.reserve_bytes) for one in told}
-    return _beside(plan_for(settings, _named(models), app_paths(), devices), pool)
+    return _beside(plan_for(settings, named_models(models), app_paths(), devices), pool)
 
 
 def _beside(made: Plan, pool: Pool) -> Plan:

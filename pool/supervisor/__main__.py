@@ -30,15 +30,17 @@ def main() -> int:
     parser.add_argument("--metrics", help="HOST:PORT where metrics are served")
     parser.add_argument("--metrics-public", action="store_true", default=None, help="even if that is not loopback")
     parser.add_argument("--log-format", help="text or json")
+    parser.add_argument("--mps", help="off, auto or on")
     options = parser.parse_args()
     # What a pool allocates goes by reference counts; collections would only visit all that waits, again and again.
+    # So a cycle is as good as never freed, and nothing that is done often may leave one.
     gc.set_threshold(*COLLECT_AFTER)
     _raise_descriptor_limit()
     if os.getpid() == 1:
         serve_in_a_fork()
     if options.owner_fd is not None:
         return serve_owner(options.owner_fd)
-    said = {key: getattr(options, key) for key in ("name", "metrics", "metrics_public", "log_format")}
+    said = {key: getattr(options, key) for key in ("name", "metrics", "metrics_public", "log_format", "mps")}
     changes = {key: value for key, value in said.items() if value is not None}
     return serve_standalone(options.config, options.listen, options.directory, changes)
 

@@ -14,10 +14,10 @@ from ..core.accounting import WeightsAccount, account_of
 from ..core.batching import Batching
 from ..core.core import Core
 from ..core.devices import Devices
+from ..core.rings import Ring
 from ..core.run_times import BOUNDS_S
 from ..core.weights import Model, WeightSet
 from ..core.workers import Worker
-from ..core.workspace import Ring
 from ..settings import Settings
 from .fallbacks import fallbacks_of
 from .meter import Meter
@@ -38,6 +38,10 @@ class Answers:
     Args:
         devices, settings, processes, shelf, mover: what is asked about.
         meter: measures processes.
+
+    Attributes:
+        notes: what happened that somebody may want to know.
+        also: tells what others do in a second-best way, and why.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Answers:
         self._meter = meter
         self._started_at = time.monotonic()
         self.notes: deque[str] = deque(maxlen=_KEPT_NOTES)
+        self.also: Callable[[], list[str]] = list
 
     def ask(self, topic: str, then: Then) -> None:
         """Answer now or, if something must be measured, later."""
@@ -132,7 +137,7 @@ class Answers:
             "models": self._models(),
             "rings": [self._ring(core, ring) for core in cores for ring in core.workspace.rings.values()],
             "mailboxes": self._mailboxes(),
-            "fallbacks": [*fallbacks_of(self._devices), *self._mover.fallbacks],
+            "fallbacks": [*fallbacks_of(self._devices), *self._mover.fallbacks, *self.also()],
             "notes": list(self.notes),
         }
 
@@ -270,7 +275,8 @@ def _tier(core: Core, version: WeightSet) -> str:
         return "disk"
     if any(record.is_file for record in records):
         return "file"
-    return "memory" if records else ""
+    in_memory = "gpu" if core.is_gpu else "memory"
+    return in_memory if records else ""
 
 
 def _batch(batching: Batching) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..core.core import Core
 from ..core.ledger import Allowance
 from ..core.mailboxes import Budget
@@ -10,17 +12,18 @@ from ..settings import Settings
 from .history import Known
 
 
-def make_cores(settings: Settings, total_bytes: int, known: Known) -> list[Core]:
+def make_cores(settings: Settings, totals_bytes: Sequence[int], known: Known) -> list[Core]:
     """Return a core for each device; the first is the host of the others.
 
     Args:
         settings: of the pool.
-        total_bytes: what the machine, or the container, has.
+        totals_bytes: by device, how much memory there is.
         known: what earlier pools have seen.
     """
     mailboxes = Budget(settings.mailbox_bytes, settings.mailbox_total_bytes)
     cores: list[Core] = []
-    for index, (name, device) in enumerate(settings.devices.items()):
+    devices = zip(settings.devices.items(), totals_bytes, strict=True)
+    for index, ((name, device), total_bytes) in enumerate(devices):
         own = settings.on(name)
         host = cores[0] if cores else None
         cores.append(
@@ -33,7 +36,7 @@ def make_cores(settings: Settings, total_bytes: int, known: Known) -> list[Core]
                 Allowance(total_bytes, device.budget_bytes, device.reserve_bytes),
                 own.max_private_bytes,
                 own.least_workers,
-                Position(name, index, len(settings.devices)),
+                Position(name, index, len(settings.devices), own.gpu),
                 host,
                 loads=known.loads,
                 is_adaptive=bool(own.adaptive),

@@ -173,7 +173,7 @@ def _write(path: str, known: Known) -> None:
     os.makedirs(folder, mode=0o700, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".needs-", delete=False) as file:
         try:
-            json.dump({"version": _VERSION, "needs": known.needs, "loads": loads}, file)
+            file.write(json.dumps({"version": _VERSION, "needs": known.needs, "loads": loads}))
             file.flush()
             os.replace(file.name, path)
         except BaseException:

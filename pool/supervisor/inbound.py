@@ -10,8 +10,7 @@ from ...protocol.errors import InvalidRequest
 from ...protocol.manifest import Manifest
 from ..checks import check_name
 from ..core import events
-from ..core.parts import ROOM
-from ..core.weights import PART_OF
+from ..core.weights import PART_OF, ROOM
 
 #: Called with who it is, the message and its buffers.
 _Table: TypeAlias = dict[type, Callable[[Any, Any, list[Any]], events.Event]]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, TypeAlias, cast
 
 from ...protocol.errors import PoolBusy
 from ..core import events
 from ..core.devices import Devices
 from ..core.numbers import device_of
+from ..memory.gpus import GpuMachine
 from ..memory.machine import Machine
 from .background import Background
 from .exporter import Exporter
@@ -36,11 +37,18 @@ Then: TypeAlias = Callable[[dict[int, str], "dict[int, ProcessMemory]"], None]
 
 
 class _Figures(NamedTuple):
-    """What was measured: of the machine, and of processes by their pid."""
+    """What was measured: of each device, and of processes by their pid."""
+
+    devices: list[_Memory]
+    processes: dict[int, ProcessMemory]
+
+
+class _Memory(NamedTuple):
+    """What a device has in all and available, and what other programs are known to have of it if it is a GPU."""
 
     total_bytes: int
     available_bytes: int
-    processes: dict[int, ProcessMemory]
+    foreign_bytes: int
 
 
 class Meter:
@@ -48,7 +56,7 @@ class Meter:
 
     Args:
         devices, processes, exporter, shelf: what is measured.
-        machine: what they are on.
+        memories: by device, what it has its memory of.
         reactor: its timer wakes the meter.
         feed: takes events for the core.
     """
@@ -59,7 +67,7 @@ class Meter:
         processes: Processes,
         exporter: Exporter,
         shelf: Shelf,
-        machine: Machine,
+        memories: Sequence[Machine | GpuMachine],
         reactor: Reactor,
         feed: Callable[[events.Event], None],
     ) -> None:
@@ -67,7 +75,7 @@ class Meter:
         self._processes = processes
         self._exporter = exporter
         self._shelf = shelf
-        self._machine = machine
+        self._memories = memories
         self._reactor = reactor
         self._feed = feed
         self._background = Background("onecopy-meter", reactor)
@@ -90,6 +98,13 @@ class Meter:
         """Something has happened: measure what came of it, within a second."""
         self._has_happened = True
         self._measure_soon()
+
+    def available(self) -> list[events.MemoryAvailable]:
+        """Return what there is now."""
+        return [
+            events.MemoryAvailable(memory.available_bytes(), device)
+            for device, memory in enumerate(self._memories)
+        ]
 
     def gone(self, pid: int) -> None:
         """A process has ended: tell at once that its memory is free."""
@@ -166,7 +181,16 @@ class Meter:
         return lambda: self._figures(self._sampler.measure(pids, is_exact=is_exact))
 
     def _figures(self, processes: dict[int, ProcessMemory]) -> _Figures:
-        return _Figures(self._machine.total_bytes(), self._machine.available_bytes(), processes)
+        return _Figures([self._memory(index) for index in range(len(self._memories))], processes)
+
+    def _memory(self, device: int) -> _Memory:
+        one = self._memories[device]
+        foreign_bytes = 0
+        if self._devices.cores[device].is_gpu:
+            known = self.roles()
+            processes = cast("GpuMachine", one).private_bytes()
+            foreign_bytes = sum(taken for pid, taken in processes.items() if pid not in known)
+        return _Memory(one.total_bytes(), one.available_bytes(), foreign_bytes)
 
     def _measured(self, figures: _Figures) -> None:
         self._is_measuring = False
@@ -182,6 +206,9 @@ class Meter:
 
     def _measured_on(self, device: int, figures: _Figures) -> events.MemoryMeasured:
         """Return what is on a device; what is of the whole pool, such as mailboxes, is on the first."""
+        memory = figures.devices[device]
+        if self._devices.cores[device].is_gpu:
+            return self._measured_on_gpu(device, memory)
         devices = len(self._devices.cores)
         private = {pid: memory.private for pid, memory in self._processes_last.items()}
         by_role: dict[str, dict[int, int]] = {"worker": {}, "loader": {}}
@@ -195,14 +222,40 @@ class Meter:
                 by_role[child.role][child.number] = private[child.pid]
             else:
                 others_bytes += private[child.pid]
-        slots = [number for number in self._shelf.used_as("slot") if device_of(number, devices) == device]
         return events.MemoryMeasured(
-            figures.total_bytes,
-            figures.available_bytes,
-            self._shelf.allocated_bytes(slots),
+            memory.total_bytes,
+            memory.available_bytes,
+            self._shelf.allocated_bytes(self._slots_on(device)),
             0 if device else self._shelf.allocated_bytes(self._shelf.used_as("mailbox")),
             by_role["worker"],
             by_role["loader"],
             others_bytes,
             device,
         )
+
+    def _measured_on_gpu(self, device: int, memory: _Memory) -> events.MemoryMeasured:
+        """Return what is on a GPU: what is taken by nobody else and no region is the children's, each as much."""
+        devices = len(self._devices.cores)
+        children = [
+            child
+            for child in self._processes.children.values()
+            if child.pid and child.role in ("worker", "loader") and device_of(child.number, devices) == device
+        ]
+        regions_bytes = self._shelf.allocated_on(device)
+        taken_bytes = memory.total_bytes - memory.available_bytes - memory.foreign_bytes
+        private_bytes = max(0, taken_bytes - regions_bytes)
+        each_bytes = private_bytes // len(children) if children else 0
+        return events.MemoryMeasured(
+            memory.total_bytes,
+            memory.available_bytes,
+            self._shelf.allocated_bytes(self._slots_on(device)),
+            0,
+            {child.number: each_bytes for child in children if child.role == "worker"},
+            {child.number: each_bytes for child in children if child.role == "loader"},
+            0,
+            device,
+        )
+
+    def _slots_on(self, device: int) -> list[int]:
+        devices = len(self._devices.cores)
+        return [number for number in self._shelf.used_as("slot") if device_of(number, devices) == device]

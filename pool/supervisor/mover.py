@@ -128,13 +128,14 @@ class Mover:
         self._copier.do(lambda: _timed(work, moves), lambda result: self._arrived(one, moves, result))
 
     def free(self, numbers: tuple[int, ...]) -> None:
-        """Close the files of regions that exist no more; what is under way is given up."""
+        """Let go of regions, in memory and on the disk; what is under way is given up."""
         for number in numbers:
             if number in self._moves:
                 self._moves[number].is_wanted = False
             if number in self._files:
                 fd = self._files.pop(number).fd
                 self._closer.do(lambda fd=fd: os.close(fd), lambda _: None)
+        self._shelf.free(numbers)
 
     def close(self) -> None:
         """Give up what is under way, and close every file."""

@@ -19,6 +19,7 @@ def serve_owner(owner_fd: int) -> int:
     pidfd = os.pidfd_open(owner_pid)
     if os.getppid() != owner_pid:  # it was gone before it could be watched
         return 1
+    refusals = Channel(socket.socket(fileno=os.dup(owner_fd)))  # the supervisor closes what it was given
     channel = Channel(socket.socket(fileno=owner_fd))
     first = channel.receive()
     if first is None:
@@ -31,6 +32,6 @@ def serve_owner(owner_fd: int) -> int:
         owner = supervisor.control.add(channel, owner_pid, pidfd, is_owner=True)
         supervisor.serve(owner)
     except PoolError as error:
-        channel.send(Refused(error.to_record()))
+        refusals.send(Refused(error.to_record()))
         return 1
     return 0

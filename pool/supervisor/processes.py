@@ -154,7 +154,7 @@ class Processes:
         self._reactor.watch(ours.fileno(), lambda: self._readable(child), child.channel.flush)
         self._reactor.watch(output, lambda: self._read_output(child))
         own = self._settings[device_of(number, len(self._settings))]
-        settings = {"threads": own.threads, "index": index, "cores": own.seat_cores}
+        settings = {"threads": own.threads, "index": index, "cores": own.seat_cores, "gpu": own.gpu}
         order = ForkChild(number, role, settings)
         self.zygote_of(number).tell(order, (theirs.fileno(), output_write, self._marks_fd))
         theirs.close()

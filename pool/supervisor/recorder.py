@@ -177,11 +177,15 @@ class Recorder:
 
 
 def make_recorder(
-    settings: Settings, total_bytes: int, known: Known, reactor: Reactor, note: Callable[[str, Level], None]
+    settings: Settings,
+    totals_bytes: Sequence[int],
+    known: Known,
+    reactor: Reactor,
+    note: Callable[[str, Level], None],
 ) -> Recorder:
     """Return the recorder of a supervisor whose cores are made from these, see `cores.make_cores`."""
     loads = {key: one._asdict() for key, one in known.loads.items()}
-    header = Header(version("onecopy"), settings.to_wire(), total_bytes, known.needs, loads)
+    header = Header(version("onecopy"), settings.to_wire(), totals_bytes, known.needs, loads)
     folder = os.path.join(environment.cache_folder(), "records")
     return Recorder(header, folder, settings.record_events or 0, reactor, note)
 

@@ -23,7 +23,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
@@ -42,14 +42,14 @@ class Header(NamedTuple):
     Attributes:
         version: of onecopy.
         settings: as `Settings.to_wire` has them.
-        total_bytes: what the machine, or the container, has.
+        totals_bytes: by device, how much memory there is.
         needs, loads: what earlier pools have seen, as `history.Known` has it.
         why: why it was written.
     """
 
     version: str
     settings: dict[str, Any]
-    total_bytes: int
+    totals_bytes: Sequence[int]
     needs: dict[str, dict[str, int]]
     loads: dict[str, Any]
     why: str = ""
@@ -177,7 +177,7 @@ _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
 # --- what is written of what ---------------------------------------------------------------------------------
 
 #: Where digests are that the core compares, or makes names of.
-_DIGESTS: Final = ((events.RegionsNeeded, "wants"), (messages.ModelBuilt, "manifest"))
+_DIGESTS: Final = ((regions.Want, "digest"), (messages.ModelBuilt, "manifest"))
 
 
 def _has_digests(value: Any, field: str) -> bool:

@@ -1,4 +1,7 @@
-"""The regions themselves, by the numbers that the core gave them: made, handed out, sealed, closed."""
+"""The regions themselves, by the numbers that the core gave them: made, handed out, sealed, closed.
+
+Those of a GPU are in its memory, but for mailboxes, and for what of a weight set is not for the GPU.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,23 @@ from ...protocol.errors import InvalidRequest, LoadFailed, OutOfBudget
 from ...protocol.messages import RegionsGranted
 from ..core import events
 from ..core.instructions import EmptyRegion, GrantRegions, GrowRegion, MakeRegion
-from ..core.regions import FillerKey
+from ..core.numbers import device_of
+from ..core.regions import FillerKey, RegionGrant, Want
 from ..memory.base import Region, RegionBusy, RegionRefused, RegionStore
 from ..memory.files import FileRegion, identity_of
 
 #: How often files that are regions are looked at.
 _LOOK_S: Final = 1.0
 #: What regions of weights are called for people who read ``/proc``.
-_WEIGHTS: Final = "onecopy-weights"
+_WEIGHTS: Final = "weights"
 
 
 class Shelf:
     """Keeps every region that the core knows of.
 
     Args:
-        store: makes regions of memory.
+        host: makes regions in the processor's memory.
+        stores: by device, what makes regions in its memory.
         send: sends a filler a message with descriptors.
         feed: takes events for the core.
         note: takes sentences for the log.
@@ -33,14 +38,17 @@ class Shelf:
 
     def __init__(
         self,
-        store: RegionStore,
+        host: RegionStore,
+        stores: Sequence[RegionStore],
         *,
         send: Callable[[FillerKey, RegionsGranted, list[int]], None],
         feed: Callable[[events.Event], None],
         note: Callable[[str], None],
         call_at: Callable[[float, Callable[[], None]], None],
     ) -> None:
-        self._store = store
+        self._host = host
+        self._stores = stores
+        self._store_of: dict[int, RegionStore] = {}  # by region in memory
         self._send = send
         self._feed = feed
         self._note = note
@@ -58,11 +66,11 @@ class Shelf:
         Raises:
             InvalidRequest: not in the form in which one does.
         """
-        parsed: list[tuple[int, bytes]] = []
+        parsed: list[Want] = []
         for want in wants:
-            if type(want) is not list or [type(part) for part in want] != [int, bytes]:
-                raise InvalidRequest("each region that is needed must be [size, digest]")
-            parsed.append((want[0], want[1]))
+            if type(want) is not list or [type(part) for part in want] != [int, bytes, bool]:
+                raise InvalidRequest("each region that is needed must be [size, digest, whether it is on a GPU]")
+            parsed.append(Want(*want))
         self._feed(events.RegionsNeeded(filler, parsed))
 
     def offer(self, filler: FillerKey, path: str, fds: list[int]) -> None:
@@ -91,7 +99,7 @@ class Shelf:
             if number not in self._filling or self._filling[number] != filler:
                 raise InvalidRequest(f"region {number} is not yours to fill")
             try:
-                self._store.seal(self._regions[number])
+                self.seal(number)
             except RegionBusy as error:
                 self._feed(events.FillingFailed(filler, LoadFailed(str(error)).to_record()))
                 return
@@ -105,7 +113,7 @@ class Shelf:
             if grant.state == "file":
                 self._take_file(grant.number, is_new=grant.is_new)
                 continue
-            if grant.is_new and not self._create(one.filler, grant.number, grant.size_bytes):
+            if grant.is_new and not self._fill(one.filler, grant):
                 return
             if grant.state != "wait":
                 fds.append(self._regions[grant.number].fd)
@@ -114,18 +122,19 @@ class Shelf:
     def make(self, one: MakeRegion) -> None:
         """Make a region that is written all the time."""
         try:
-            region = self._store.create(one.size_bytes, f"onecopy-{one.use}", resizable=one.use == "slot")
+            store = self._host if one.use == "mailbox" else self._store_on(one.region)
+            is_resizable = one.use == "slot" and store is self._host
+            self._create(store, one.region, one.size_bytes, one.use, resizable=is_resizable)
         except (RegionRefused, OSError) as error:
             self._feed(events.RegionFailed(one.region, OutOfBudget(str(error)).to_record()))
             return
-        self._regions[one.region] = region
         self._uses[one.region] = one.use
         self._feed(events.RegionMade(one.region, one.size_bytes))
 
     def grow(self, one: GrowRegion) -> None:
         """Make a region larger."""
         try:
-            self._store.grow(self._regions[one.region], one.size_bytes)
+            self._store_of[one.region].grow(self._regions[one.region], one.size_bytes)
         except (RegionRefused, OSError) as error:
             self._feed(events.RegionFailed(one.region, OutOfBudget(str(error)).to_record()))
             return
@@ -133,19 +142,19 @@ class Shelf:
 
     def empty(self, one: EmptyRegion) -> None:
         """Give pages of a region back."""
-        self._store.empty(self._regions[one.region], one.kept_bytes)
+        self._store_of[one.region].empty(self._regions[one.region], one.kept_bytes)
 
     def free(self, numbers: tuple[int, ...]) -> None:
         """Let go of regions; of those that could not be made there is nothing to let go."""
         for number in numbers:
             self._filling.pop(number, None)
-            if self._uses.pop(number, None) == "slot" and number in self._regions:
+            if self._uses.pop(number, None) == "slot" and self._store_of.get(number) is self._host:
                 # What a worker has taken out of it holds on to the file, but not to these pages.
-                self._store.empty(self._regions[number], 0)
+                self._host.empty(self._regions[number], 0)
             if number in self._files:
                 self._files.pop(number).close()
-            elif number in self._regions:
-                self._store.close(self._regions.pop(number))
+            else:
+                self.put_away(number)
 
     def has(self, number: int) -> bool:
         """Whether a region is in memory."""
@@ -158,7 +167,7 @@ class Shelf:
     def put_away(self, number: int) -> None:
         """Give up the memory of a region that has a copy elsewhere; no matter if it has none."""
         if number in self._regions:
-            self._store.close(self._regions.pop(number))
+            self._store_of.pop(number).close(self._regions.pop(number))
 
     def bring_back(self, number: int, size_bytes: int) -> Region:
         """Make the memory that the content of a region shall come back to.
@@ -166,12 +175,15 @@ class Shelf:
         Raises:
             RegionRefused, OSError: it cannot be made.
         """
-        region = self._regions[number] = self._store.create(size_bytes, _WEIGHTS)
-        return region
+        return self._create(self._store_on(number), number, size_bytes, _WEIGHTS)
 
     def seal(self, number: int) -> None:
-        """Make unchangeable what has come back."""
-        self._store.seal(self._regions[number])
+        """Make a region unchangeable.
+
+        Raises:
+            RegionBusy: somebody still maps it writably.
+        """
+        self._store_of[number].seal(self._regions[number])
 
     def fds(self, numbers: tuple[int, ...]) -> list[int]:
         """Return the regions' descriptors."""
@@ -185,14 +197,21 @@ class Shelf:
 
     def allocated_bytes(self, which: Sequence[int] | None = None) -> int:
         """Return how much memory regions take: all, or these; files take none."""
-        numbers = self._regions if which is None else which
-        found = [self._regions[number] for number in numbers if number in self._regions]
-        return sum(self._store.allocated_bytes(region) for region in found)
+        numbers = self._regions if which is None else [number for number in which if number in self._regions]
+        return sum(self._store_of[number].allocated_bytes(self._regions[number]) for number in numbers)
+
+    def allocated_on(self, device: int) -> int:
+        """Return how much of a GPU's own memory regions take."""
+        store = self._stores[device]
+        numbers = [number for number, one in self._store_of.items() if one is store]
+        return self.allocated_bytes(numbers)
 
     def changed_files(self) -> list[str]:
         """Look at the files that are regions; tell of those that are not what they were."""
         changes: list[str] = []
         for number, region in list(self._files.items()):
+            if number not in self._files:  # freed with the one before, which lay in the same model
+                continue
             change = region.change()
             if change:
                 changes.append(change)
@@ -202,14 +221,26 @@ class Shelf:
                 self._feed(events.FileChanged(number, error))
         return changes
 
-    def _create(self, filler: FillerKey, number: int, size_bytes: int) -> bool:
+    def _store_on(self, number: int) -> RegionStore:
+        return self._stores[device_of(number, len(self._stores))]
+
+    def _create(
+        self, store: RegionStore, number: int, size_bytes: int, use: str, *, resizable: bool = False
+    ) -> Region:
+        region = self._regions[number] = store.create(size_bytes, f"onecopy-{use}", resizable=resizable)
+        self._store_of[number] = store
+        return region
+
+    def _fill(self, filler: FillerKey, grant: RegionGrant) -> bool:
+        """Make a region that somebody will fill; false if that cannot be, which the core is told."""
+        store = self._host if grant.is_beside else self._store_on(grant.number)
         try:
-            self._regions[number] = self._store.create(size_bytes, _WEIGHTS)
+            self._create(store, grant.number, grant.size_bytes, _WEIGHTS)
         except (RegionRefused, ValueError, OSError) as error:
             kind = OutOfBudget if isinstance(error, RegionRefused) else LoadFailed
             self._feed(events.FillingFailed(filler, kind(str(error)).to_record()))
             return False
-        self._filling[number] = filler
+        self._filling[grant.number] = filler
         return True
 
     def _take_file(self, number: int, *, is_new: bool) -> None:

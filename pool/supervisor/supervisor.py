@@ -20,8 +20,6 @@ from .. import environment
 from ..core import events, instructions
 from ..core.devices import Devices
 from ..keys import KeyFolder
-from ..memory.machine import LinuxMachine
-from ..memory.memfd import MemfdStore
 from ..memory.spill import SpillFolder
 from ..runtime import CONTROL, REQUESTS, RuntimeDirectory
 from ..settings import Settings
@@ -37,8 +35,10 @@ from .history import History
 from .inbound import FROM_CALLER, FROM_CHILD, FROM_CLIENT, FROM_ZYGOTE, check_declared
 from .interrupts import Interrupts
 from .logs import Level, Line, Logs
+from .memories import Memories
 from .meter import Meter
 from .mover import Mover
+from .mps import Mps
 from .processes import Child, Processes
 from .reactor import Reactor
 from .recorder import make_recorder
@@ -66,16 +66,17 @@ class Supervisor:
         self._is_handling = False
         self._connections: dict[Peer, Connection] = {}
         self._reactor = Reactor()
-        machine = self._machine = LinuxMachine()
+        self._memories = memories = self._make_memories()
         self._shelf = Shelf(
-            MemfdStore(machine),
+            memories.host,
+            memories.stores,
             send=self._to_filler,
             feed=self.feed,
             note=self._note,
             call_at=self._reactor.call_at,
         )
         folder = SpillFolder(environment.cache_folder())
-        self._mover = Mover(self._shelf, folder, machine, self._reactor, feed=self.feed, note=self._note)
+        self._mover = Mover(self._shelf, folder, memories.machine, self._reactor, feed=self.feed, note=self._note)
         self._examples = examples.Examples(self.feed, self._note)
         self._history = History(environment.history_path(), self._reactor.call_at, self._note)
         self._logs = Logs(self._tell_lines, lambda s, call: self._reactor.call_at(time.monotonic() + s, call))
@@ -100,14 +101,16 @@ class Supervisor:
             zygote_died=lambda device, cause: self.feed(events.ZygoteDied(cause, device)),
         )
         self._exporter = Exporter(settings, directory.path, self._reactor, self._note)
+        self._mps = Mps(settings, directory.path, self._reactor, self._note)
         self._interrupts = Interrupts(self._processes, self._reactor.call_at, self._note)
-        total_bytes, known = machine.total_bytes(), self._history.known
-        self._recorder = make_recorder(settings, total_bytes, known, self._reactor, self._note)
-        self.devices = Devices(make_cores(settings, total_bytes, known))
+        totals_bytes, known = [one.total_bytes() for one in memories.devices], self._history.known
+        self._recorder = make_recorder(settings, totals_bytes, known, self._reactor, self._note)
+        self.devices = Devices(make_cores(settings, totals_bytes, known))
         self._meter = Meter(
-            self.devices, self._processes, self._exporter, self._shelf, machine, self._reactor, self.feed
+            self.devices, self._processes, self._exporter, self._shelf, memories.devices, self._reactor, self.feed
         )
         self._answers = Answers(self.devices, settings, self._processes, self._shelf, self._mover, self._meter)
+        self._answers.also = lambda: [*memories.fallbacks, *self._mps.fallbacks]
         self._execute = self._hands()
         self._meter.start()
         if self._history.complaint:
@@ -125,6 +128,7 @@ class Supervisor:
             self._reactor.on_signals((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2), self._signalled)
             self._listen()
             self._exporter.start()
+            self._mps.start(dict(zip(self.settings.devices, self._processes.zygotes, strict=True)))
             self._processes.start_zygotes()
             self._reactor.end_with(self._processes.flush)
             if owner is not None:
@@ -143,7 +147,7 @@ class Supervisor:
         if type(event) is not events.MemoryMeasured:
             self._meter.touch()
         if isinstance(event, _ASKING):
-            self._events.append(events.MemoryAvailable(self._machine.available_bytes()))
+            self._events.extend(self._meter.available())
         self._events.append(event)
         if self._is_handling:
             return
@@ -162,6 +166,13 @@ class Supervisor:
         finally:
             self._is_handling = False
 
+    def _make_memories(self) -> Memories:
+        try:
+            return Memories(self.settings)
+        except PoolError:
+            self._directory.remove()
+            raise
+
     def _hands(self) -> dict[type, Callable[[Any], None]]:
         """Return what carries out each kind of instruction."""
         return {
@@ -179,7 +190,7 @@ class Supervisor:
             instructions.EmptyRegion: self._shelf.empty,
             instructions.Remember: self._history.remember,
             instructions.RememberLoad: self._history.remember_load,
-            instructions.FreeRegions: lambda one: self._free(one.regions),
+            instructions.FreeRegions: lambda one: self._mover.free(one.regions),
             instructions.MoveRegions: self._mover.move,
             instructions.ToZygote: lambda one: self._processes.zygotes[one.device].tell(
                 one.message, self._shelf.fds(one.regions)
@@ -215,6 +226,7 @@ class Supervisor:
         self._unix_server.close(_LINGER_MS)
         self._zmq_server.close(_LINGER_MS)
         self._processes.close()
+        self._mps.close()
         self._meter.close()
         self._mover.close()
         self._shelf.close()
@@ -378,10 +390,6 @@ class Supervisor:
 
     def _to_child(self, one: instructions.ToChild) -> None:
         self._processes.send(one.child, one.message, one.buffers, self._shelf.fds(one.regions))
-
-    def _free(self, regions: tuple[int, ...]) -> None:
-        self._mover.free(regions)
-        self._shelf.free(regions)
 
     def _to_filler(self, filler: Any, message: messages.RegionsGranted, fds: list[int]) -> None:
         if isinstance(filler, Connection):

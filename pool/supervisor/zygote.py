@@ -31,6 +31,9 @@ class ZygoteProcess:
         printed: called with what it wrote to stdout or stderr.
         ended: called when it is gone, whoever ended it.
         died: called with the cause when it is gone that nobody ended.
+
+    Attributes:
+        environment: what one that is started from now on has in its environment besides.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class ZygoteProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._fds: list[int] = []
+        self.environment: dict[str, str] = {}
 
     @property
     def pid(self) -> int:
@@ -77,7 +81,7 @@ class ZygoteProcess:
             stdout=output_write,
             stderr=output_write,
             pass_fds=(theirs.fileno(), self._life_read),
-            env=environment.zygote_environment(),
+            env=environment.zygote_environment() | self.environment,
             start_new_session=True,
         )
         theirs.close()

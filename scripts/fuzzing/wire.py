@@ -28,6 +28,7 @@ from .target import Target, require
 _MANIFEST: Final = [
     [8192, 1 << 21],
     [[0, 0, 4096, "parameter"], [0, 4096, 100, "mutable"], [1, 0, 1 << 21, "mutable"]],
+    [1],
 ]
 _RECORD: Final = {"code": "model_error", "message": "no", "details": {"traceback": "here", "deaths": [1, [2, {}]]}}
 _PLAIN: Final[dict[Any, Any]] = {
@@ -43,7 +44,7 @@ _SPECIAL: Final[dict[str, Any]] = {
     "places": [[7, 0, 640], [], [7, 640, 64]],
     "reply": [7, 1280, 4096],
     "errors": [[0, _RECORD]],
-    "wants": [[4096, b""], [8192, bytes(16)]],
+    "wants": [[4096, b"", False], [8192, bytes(16), True]],
     "regions": [1, 2],
 }
 

@@ -21,7 +21,7 @@ class Version:
     """A version of a model: when it was first asked for, and when the load had returned; infinity: not yet.
 
     Attributes:
-        has_failed: whether the load was refused; an answer may never be of such a one.
+        has_failed: whether the load was refused for good; an answer may never be of such a one.
     """
 
     seed: int

@@ -147,7 +147,8 @@ class Attack:
         try:
             self.pool._load(name, model, eager=eager)
         except PoolError as error:
-            version.has_failed = True
+            # What replaces another is given up; a model that is not there yet is built again when it is asked for.
+            version.has_failed = name in stage.FIRST
             self.judge("load", name, error, begun_at, "load_failed", "model_not_found")
             return False
         version.done_at = time.monotonic()

@@ -58,6 +58,12 @@ class Stamp(nn.Module):
         time.sleep(seconds)
         return self(tag, 0, 64)
 
+    def fill(self, tag: str, size_bytes: int, seconds: float) -> list[Any]:
+        """Use so much of a slot for a while, and answer."""
+        taken = torch.ones(size_bytes, dtype=torch.uint8)
+        time.sleep(seconds)
+        return self(tag, 0, int(taken[:64].sum()))
+
     def count(self, tag: str, session: str) -> list[Any]:
         """Tell who answers, and which call of this session that is here."""
         self._calls[session] += 1

@@ -40,6 +40,8 @@ _REST_S: Final = 60.0
 _IDLE_S: Final = 3.0
 _WARM_UP_S: Final = 4.0
 _LOOKS: Final = 5
+#: More than any request needs of a slot, whose pages it keeps: how many it has must not depend on which was used.
+_SLOT_BYTES: Final = 4 << 20
 #: So much more than at the start a pool may take when everything is as it was.
 GROWTH: Final = 0.02
 #: Descriptors that no library opens once and keeps.
@@ -92,7 +94,8 @@ class Storm:
     def rest(self, when: str) -> None:
         """Bring the pool to the state in which it is measured, and measure it.
 
-        That is: as many workers as there shall be, all of them new, each having run each model.
+        That is: as many workers as there shall be, all of them new, each having run each model, and every slot
+        having been used.
         """
         for worker in self._pool.status().workers:
             if worker.pid:
@@ -142,6 +145,8 @@ class Storm:
             for model in stage.FIRST
             for _ in range(4 if model == "narrow" else 3 * self._workers)
         ]
+        filling = self._pool.model("plain", method="fill", retries=PATIENT)
+        futures += [filling.submit("rest", _SLOT_BYTES, 0.02) for _ in range(3 * self._workers)]
         for future in futures:
             if isinstance(error := future.exception(_REST_S), PoolError) and error.code != "pool_busy":
                 self.attack.judge("rest", "*", error, time.monotonic())

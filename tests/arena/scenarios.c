@@ -1,4 +1,5 @@
 /* Scenarios of the slot's allocator: `scenarios NAME` ends with 0 if all was as it should be. */
+#include "device_scenarios.h"
 #include "harness.h"
 
 #include <errno.h>
@@ -387,6 +388,8 @@ static const struct {
     {"random_blocks", random_blocks}, {"odd_requests", odd_requests}, {"states", states},
     {"keep", keep}, {"keep_while_written", keep_while_written}, {"threads", threads},
     {"fork_inside", fork_inside}, {"fork_outside", fork_outside},
+    {"device_states", device_states}, {"device_spill", device_spill},
+    {"device_random", device_random}, {"device_threads", device_threads},
 };
 
 int main(int count, char **arguments)

@@ -23,9 +23,13 @@ SCENARIOS = (
     "threads",
     "fork_inside",
     "fork_outside",
+    "device_states",
+    "device_spill",
+    "device_random",
+    "device_threads",
 )
 #: It cannot be asked for odd sizes, and threads it runs one at a time.
-WITH_VALGRIND = ("states", "keep", "fork_inside", "fork_outside")
+WITH_VALGRIND = ("states", "keep", "fork_inside", "fork_outside", "device_states", "device_spill")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def build(compile_c, libraries: Path) -> Callable[..., Path]:
     """Build the scenarios with some flags; return the program."""
 
     def made(name: str, *flags: str) -> Path:
-        sources = [*WORKERS.glob("arena_*.c"), HERE / "harness.c", HERE / "scenarios.c"]
+        sources = [*WORKERS.glob("arena_*.c"), *HERE.glob("*scenarios.c"), HERE / "harness.c"]
         linked = [libraries / "arena.o", libraries / "libc10.so", f"-Wl,-rpath,{libraries}"]
         compile_c("-O1", "-g", *STRICT, *flags, *sources, *linked, "-o", libraries / name)
         return libraries / name

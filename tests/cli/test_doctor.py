@@ -1,17 +1,21 @@
 """What `onecopy doctor` finds here, and what it says where something is not to be found."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
 from functools import partial
 
 import pytest
-from onecopy.pool import abilities
-from onecopy.pool.abilities import Missing
+import torch
+from cuda_driver import build, build_nvml
+from onecopy.pool import abilities, gpu_abilities
+from onecopy.pool.abilities import Missing, in_a_worker
 from onecopy.pool.cli import app as command_line
 from onecopy.pool.command import AsJson
 from onecopy.pool.doctor import ABILITIES, Ability, Finding, examine, report
+from onecopy.pool.supervisor.mps import CONTROL
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -194,3 +198,79 @@ def test_a_zeromq_without_encryption_is_told(monkeypatch):
     monkeypatch.setattr(abilities.zmq, "has", lambda _: False)
     with pytest.raises(Missing, match="was built without CURVE"):
         abilities.encryption()
+
+
+# --- GPUs ----------------------------------------------------------------------------------------------------
+
+UUID = "GPU-11111111-0000-4000-8000-000000000001"
+GPU_ROWS = """
+import json
+from onecopy.pool.doctor import ABILITIES, examine
+names = {"CUDA driver", "GPUs", "virtual memory management", "GPU memory as descriptors", "exported GPU memory",
+         "interprocess events", "NVML", "torch's CUDA", "Multi-Process Service"}
+found = examine([one for one in ABILITIES if one.name in names])
+print(json.dumps({one.name: [one.is_there, one.found] for one in found}))
+"""
+
+
+def gpu_rows(environment):
+    done = subprocess.run(
+        [sys.executable, "-c", GPU_ROWS], check=True, env=os.environ | environment, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def test_with_a_gpu_its_figures_are_told(tmp_path):
+    build(tmp_path)
+    build_nvml(tmp_path)
+    (tmp_path / "gpus").write_text(f"gpu {UUID} 8000000000 1500000000 Stand-in\n")
+    (tmp_path / CONTROL).write_text("")
+    (tmp_path / CONTROL).chmod(0o755)
+    found = gpu_rows(
+        {"STAND_IN_GPUS": str(tmp_path / "gpus"), "LD_LIBRARY_PATH": str(tmp_path), "PATH": str(tmp_path)}
+    )
+    assert found.pop("CUDA driver") == [True, "CUDA 13.0"]
+    assert found.pop("GPUs") == [True, f"cuda:0 is Stand-in, {UUID}, 8.0 GB, 6.5 GB free"]
+    assert found.pop("exported GPU memory") == [True, "without a context"]
+    assert found.pop("Multi-Process Service") == [True, str(tmp_path / CONTROL)]
+    is_there, said = found.pop("NVML")
+    assert is_there
+    assert said.startswith("driver 580.00.00")
+    if torch.version.cuda is None:
+        assert found.pop("torch's CUDA") == [False, f"torch {torch.__version__} was built without CUDA"]
+    else:
+        found.pop("torch's CUDA")
+    assert set(map(tuple, found.values())) == {(True, "every GPU can")}
+    assert len(found) == 3
+
+
+def test_without_a_driver_every_row_says_so(tmp_path):
+    for name in ("libcuda.so.1", "libnvidia-ml.so.1"):
+        (tmp_path / name).write_text("no library")
+    found = gpu_rows({"LD_LIBRARY_PATH": str(tmp_path)})
+    without_driver = [False, "the CUDA driver (libcuda.so.1) cannot be loaded"]
+    assert [name for name, row in found.items() if row == without_driver] == [
+        "CUDA driver", "GPUs", "virtual memory management", "GPU memory as descriptors", "exported GPU memory",
+        "interprocess events",
+    ]  # fmt: skip
+    assert found["NVML"] == [False, "NVML Shared Library Not Found"]
+
+
+def test_a_gpu_that_lacks_something_is_named(monkeypatch):
+    monkeypatch.setattr(gpu_abilities.cuda, "count", lambda: 3)
+    monkeypatch.setattr(gpu_abilities.cuda, "attribute", lambda ordinal, name: ordinal % 2)
+    with pytest.raises(Missing, match=r"^cuda:0, cuda:2 cannot$"):
+        gpu_abilities.attribute("IPC_EVENT_SUPPORTED")
+
+
+def test_a_torch_that_finds_no_gpu_is_told(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Missing, match=r"torch, built with CUDA 13\.0, finds no GPU that it can use"):
+        gpu_abilities.torch_on_gpus()
+
+
+def test_what_a_worker_would_fail_at_is_missing():
+    with pytest.raises(Missing, match=r"^RuntimeError: there is no library$"):
+        in_a_worker("raise RuntimeError('there is no library')")

@@ -221,11 +221,11 @@ def check_memory(core: Core, before_bytes: int) -> None:
     regions = holdings.regions
     by_state: dict[str, int] = {}
     for record in regions:
-        state = "file" if record.is_file else record.life.state
+        state = "elsewhere" if record.is_elsewhere else record.life.state
         by_state[state] = by_state.get(state, 0) + record.size_bytes
     assert regions.filling_bytes == by_state.pop("filling", 0)
     by_state.pop("away", 0)
-    by_state.pop("file", 0)
+    by_state.pop("elsewhere", 0)
     assert regions.resident_bytes == sum(by_state.values())
     assert regions.returning_bytes == by_state.get("returning", 0)
     assert handed_out_bytes(core) <= before_bytes or ledger.free_bytes >= 0, f"{ledger} was exceeded"
@@ -270,7 +270,14 @@ def check_workspace(core: Core) -> None:
             assert ring.needs_bytes or slot.life.state == "leased", f"{slot} should be freed"
             assert slot.mapped_by <= {worker.child for worker in workers}, f"{slot} is mapped by the dead"
             assert slot.size_bytes <= slot.asked_bytes
+            may_wait = not slot.size_bytes or slot.life.state == "leased"
+            assert may_wait or not (workspace._keeps_size and ring.is_unfit(slot)), f"{slot} should be replaced"
+        lacks_slots = len(ring.slots) < workspace.seats and ring.needs_bytes
+        assert not lacks_slots or ring.refusal or ring.slots, f"nobody makes slots for {name}"
     assert workspace._by_region.keys() == known
+    assert workspace._letting_go <= {worker.child for worker in workers}
+    assert workspace._kept_bytes.keys() <= workspace._escapes.keys()
+    assert {child for child, _ in workspace._kept_bytes} <= {worker.child for worker in workers}
     assert workspace.stateful <= core.library.holdings.sets.keys()
 
 

@@ -8,12 +8,19 @@ from collections import deque
 from collections.abc import Callable
 
 from core.invariants import CheckedCore
+from core.simulated import LoadPlan
 from core.world import World
 from onecopy.pool.core import events, instructions
 from onecopy.pool.core.core import Core, Position
 from onecopy.pool.core.devices import Devices
+from onecopy.pool.core.ledger import Allowance
 from onecopy.pool.core.numbers import device_of
 from onecopy.pool.core.weights import Model
+
+MB = 1_000_000
+#: Of each device of `several`; nothing else takes memory there.
+LIMIT_BYTES = 10 * MB
+CHANGED = {"code": "load_failed", "message": "the file was written to", "details": {}}
 
 #: What worlds have in common: whom nobody but the devices' host knows of, and what tests plan.
 _SHARED = (
@@ -173,3 +180,17 @@ class Several:
     def device_of_model(self, name: str) -> list[str]:
         """The devices that have a model."""
         return [world.core.name for world in self.worlds if name in world.core.library.models]
+
+
+def several(count: int = 2, **options: object) -> Several:
+    """Return a pool whose devices have little memory, and two clients."""
+    world = Several(count, **{"workers": 2, "allowance": Allowance(100 * MB, LIMIT_BYTES, 0), **options})
+    for client in ("ann", "bob"):
+        world.host.join(client)
+    world.pass_time(1.0)
+    return world
+
+
+def sized(*sizes_bytes: int) -> LoadPlan:
+    """Return how a model is loaded that has regions of these sizes, each with a content of its own."""
+    return LoadPlan(wants=tuple((size, bytes([index]) * 16) for index, size in enumerate(sizes_bytes)))

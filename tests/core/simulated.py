@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from core.books import answer_to, item_of
 from onecopy.pool.core import events
+from onecopy.pool.core.regions import Want
 from onecopy.protocol import messages
 
 if TYPE_CHECKING:
@@ -238,7 +239,9 @@ class SimulatedLoader(Child):
 
     def handle(self, message: object, regions: tuple[object, ...]) -> None:
         if isinstance(message, messages.BuildModel):
-            self.plan = self.world.load_plans[message.pickled]
+            # What an app has handed over is copied to the GPU.
+            self.plan = LoadPlan() if message.source == "frozen" else self.world.load_plans[message.pickled]
+            assert self.world.are_open(regions)
             self.name = message.name
             self.room = dict(message.options.get("room", {}))
             self.later(self.plan.seconds, self._built)
@@ -270,9 +273,15 @@ class SimulatedLoader(Child):
             places = self.asked = [place for place in places if self.devices[place] == device]
             if device:
                 self.world.feed(events.ModelExpected(self.number, self.name, [device], 0))
-            self.world.feed(events.RegionsNeeded(self.number, [self.plan.wants[place] for place in places]))
+            self.world.feed(
+                events.RegionsNeeded(self.number, [self._want(*self.plan.wants[place]) for place in places])
+            )
         else:
             self._all_written()
+
+    def _want(self, size_bytes: int, digest: bytes) -> Want:
+        """Beside a GPU, what is small is the processor's."""
+        return Want(size_bytes, digest, self.world.is_gpu and size_bytes > 100)
 
     def _written(self, grants: list[list[object]]) -> None:
         """Fill what is empty; what another is filling, ask for again, alone."""
@@ -342,6 +351,7 @@ class SimulatedWorker(SimulatedThawer):
     def __init__(self, world: World, number: int) -> None:
         super().__init__(world, number)
         self.slots: set[int] = set()
+        self.slot_bytes: dict[int, int] = {}  # how large they were when they came
         self.mailboxes: set[int] = set()
         self.credit: dict[int, int] = {}
         self.interrupted: set[int] = set()
@@ -357,7 +367,7 @@ class SimulatedWorker(SimulatedThawer):
             assert self.world.are_open(regions), "it runs on freed regions"
             if message.slot:
                 assert message.slot in self.slots, "it runs in a slot that it does not have"
-                assert 0 < message.limit_bytes <= self.world.regions[message.slot].size_bytes
+                assert 0 < message.limit_bytes <= self._slot_bytes(message.slot)
             self.world.mailing.touched(message, self.mailboxes)
             self.credit[message.attempt] = self.credit.get(message.attempt, 0) + message.credit
             if message.credit:
@@ -367,7 +377,9 @@ class SimulatedWorker(SimulatedThawer):
         elif isinstance(message, messages.MapSlot):
             assert message.slot not in self.slots, "a slot is handed over twice"
             assert regions == (message.slot,)
+            assert message.size_bytes == self.world.regions[message.slot].size_bytes
             self.slots.add(message.slot)
+            self.slot_bytes[message.slot] = message.size_bytes
         elif isinstance(message, messages.UnmapSlot):
             self.slots.remove(message.slot)
         elif isinstance(message, messages.MapMailbox):
@@ -386,6 +398,13 @@ class SimulatedWorker(SimulatedThawer):
             assert isinstance(message, messages.Leave)
             self.is_busy = True
             self.world.call_in(EXIT_S, lambda: self.die("exit code 0"))
+
+    def _slot_bytes(self, slot: int) -> int:
+        """How large a slot is; on a GPU one that is freed stays as it was until it is unmapped."""
+        if slot in self.world.regions:
+            return self.world.regions[slot].size_bytes
+        assert self.world.is_gpu, "it runs in a slot that is freed"
+        return self.slot_bytes[slot]
 
     def _ran(self, order: messages.Run, model: str, plan: RunPlan) -> None:
         self.world.mailing.touched(order, self.mailboxes)

@@ -11,6 +11,7 @@ from core.world import World
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from onecopy.pool.core import events
+from onecopy.pool.core.position import Position
 from onecopy.protocol.limits import MAX_CREDIT
 
 CLIENTS = st.sampled_from(["ann", "bob"])
@@ -65,8 +66,9 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(
         workers=st.integers(1, 4), slots=st.integers(1, 4), zygote_fails=st.sampled_from([0, 0, 1, 3]),
         least=st.sampled_from([0, 0, 1, 2]), is_cold=st.booleans(), first=LOADS, is_frozen=st.booleans(),
+        is_gpu=st.booleans(),
     )  # fmt: skip
-    def start(self, workers, slots, zygote_fails, least, is_cold, first, is_frozen):
+    def start(self, workers, slots, zygote_fails, least, is_cold, first, is_frozen, is_gpu):
         modules = {"threads": "thread", "deadly": "dies", "broken": "raises"}
         habits = Habits(modules=modules, zygote_fails=zygote_fails)
         self.world = World(
@@ -76,6 +78,7 @@ class PoolMachine(RuleBasedStateMachine):
             mailboxes=BUDGET,
             is_adaptive=True,
             least_workers=min(least, workers),
+            position=Position(gpu=0 if is_gpu else -1),
         )
         self.submitted = []
         self.attached = []

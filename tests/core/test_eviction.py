@@ -5,6 +5,7 @@ from core.simulated import LoadPlan, RunPlan
 from core.world import World
 from onecopy.pool.core.ledger import Allowance
 from onecopy.pool.core.mailboxes import Budget
+from onecopy.pool.core.position import Position
 from onecopy.pool.core.residents import LEAST_STAY_S
 
 MB = 1 << 20
@@ -116,7 +117,8 @@ def test_what_is_in_use_or_wanted_there_stays(why):
         run(world, "a", session="s")
     elif why == "file":
         number = world.core.library.models["a"].current.regions[0]
-        world.core.library.holdings.regions[number].is_file = True
+        record = world.core.library.holdings.regions[number]
+        record.is_file = record.is_elsewhere = True
         world.core.library.holdings.regions.resident_bytes -= 100 * MB
         world.measure(1 << 40, others_bytes=100 * MB)
     caller = world.evict("a")
@@ -284,3 +286,59 @@ def test_no_mailbox_is_made_for_which_there_is_no_room():
     world.mailing.want("ann", 8192)
     assert world.core.mailboxes.refused == refused + 1
     assert any("4,096 bytes are free of the 104,857,600" in text for text in world.reports)
+
+
+# --- on a GPU -----------------------------------------------------------------------------------------------
+
+
+def on_gpu(*names, room_mb=350):
+    world = world_of(room_mb=room_mb, position=Position("cuda:0", gpu=0))
+    for name in names:
+        world.load(name, workspace="private", plan=ONE)
+        world.pass_time(3.0)
+    return world
+
+
+def test_what_leaves_a_gpu_is_given_up_and_built_anew():
+    world = on_gpu("a", "b", room_mb=150)
+    assert states(world) == {"a": "evicted", "b": "ready"}
+    for name in ("b", "a", "b", "a"):
+        assert run(world, name) == "reply"
+    version = world.core.library.models["a"].current
+    assert version.evictions == version.returns == 2
+    assert version.return_s > 0
+    assert states(world) == {"a": "ready", "b": "evicted"}
+    assert world.core.library.holdings.regions.resident_bytes == 100 * MB
+
+
+def test_by_hand_too():
+    world = on_gpu("a")
+    caller = world.evict("a")
+    world.pass_time(1.0)
+    assert world.outcome(caller) == "done"
+    assert states(world) == {"a": "evicted"}
+    assert world.core.library.holdings.regions.resident_bytes == 0
+    run(world, "a")
+    assert states(world) == {"a": "ready"}
+
+
+def test_what_was_handed_over_to_a_gpu_stays_because_nobody_could_build_it():
+    world = on_gpu()
+    load(world, "m")
+    world.pass_time(3.0)
+    caller = world.evict("m")
+    assert "was handed over" in world.answers[caller].error["message"]
+
+
+def test_a_model_that_left_a_gpu_may_be_unloaded_at_any_stage():
+    for moment_s in (0.0, 0.001, 0.01, 0.04, 0.1, 0.5):
+        world = on_gpu("a")
+        run(world, "a")
+        world.evict("a")
+        world.pass_time(moment_s)
+        world.submit("a", plan=RunPlan(0.001))
+        world.pass_time(moment_s)
+        caller = world.unload("a")
+        world.pass_time(5.0)
+        assert world.outcome(caller) == "done"
+        assert not world.store.open_fds

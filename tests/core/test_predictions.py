@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from core.several import Several
 from core.simulated import LoadPlan, RunPlan
-from core.test_devices import STEPS, run_step
+from core.test_devices_machine import STEPS, run_step
 from core.world import World
 from hypothesis import HealthCheck, given, settings
 from onecopy.pool.core.ledger import Allowance

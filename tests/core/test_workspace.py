@@ -4,7 +4,7 @@ from core.simulated import RunPlan
 from core.world import NO_MEMORY, World
 from onecopy.pool.core import events
 from onecopy.pool.core.instructions import EmptyRegion, FreeRegions, GrowRegion, MakeRegion, Remember
-from onecopy.pool.core.workspace import FIRST_BYTES
+from onecopy.pool.core.rings import FIRST_BYTES
 from onecopy.protocol.messages import MapSlot, Run, UnmapSlot, Used
 
 MIB = 1 << 20
@@ -270,6 +270,53 @@ def test_a_slot_that_cannot_grow_stays_as_large_as_it_is():
     assert {run.limit_bytes for run in runs_of(world)} == {FIRST_BYTES}
     assert ring(world).spills == 3
     assert len([one for one in world.instructions if isinstance(one, GrowRegion)]) <= 2
+
+
+def test_a_slot_that_was_refused_is_asked_for_again_once_something_is_freed_and_said_once():
+    world = World(2, 2)
+    world.habits.refused_uses = {"slot"}
+    world.join()
+    world.load("m")
+    world.load("other")
+    world.pass_time(3.0)
+    assert answer(world) == "reply"
+    assert len([one for one in world.reports if "private memory" in one]) == 1
+    world.habits.refused_uses = set()
+    assert answer(world) == "reply"
+    assert runs_of(world)[-1].slot == 0  # nothing says that there is memory now
+    world.unload("other")
+    world.pass_time(1.0)
+    assert answer(world) == "reply"
+    assert runs_of(world)[-1].slot
+    assert ring(world).refusal == ""
+
+
+def test_a_slot_that_could_not_grow_grows_once_something_is_freed():
+    world = serving("m", "other")
+    world.habits.refused_uses = {"slot"}
+    answer(world, peak_bytes=100 * MIB)
+    assert ring(world).refusal
+    world.habits.refused_uses = set()
+    world.unload("other")
+    world.pass_time(1.0)
+    answer(world, peak_bytes=100 * MIB)
+    assert runs_of(world)[-1].limit_bytes == FIRST_BYTES + 45 * MIB
+    assert ring(world).refusal == ""
+
+
+def test_one_of_several_slots_that_was_refused_is_not_forgotten_because_another_was_made():
+    world = World(2, 2)
+    world.habits.refused_uses = {"slot"}
+    world.join()
+    world.load("m")
+    world.load("other")
+    world.pass_time_until(lambda: "device" in world.core.workspace.rings)
+    assert ring(world).refusal
+    world.habits.refused_uses = set()
+    world.load("third")
+    world.pass_time(1.0)
+    assert len(slot_regions(world)) == 2
+    assert ring(world).refusal == ""
 
 
 def test_where_there_is_no_allocator_there_are_no_slots():

@@ -27,6 +27,7 @@ from core.simulated import (
     Zygote,
 )
 from onecopy.pool.core import events, instructions
+from onecopy.pool.core.position import ALONE
 from onecopy.pool.core.seen import Seen
 from onecopy.pool.memory.base import Region
 from onecopy.pool.memory.fake import FakeStore
@@ -66,6 +67,7 @@ class World:
         self.instructions: list[instructions.Instruction] = []
         self.core = self.checked.core
         self.habits = habits or Habits()
+        self.is_gpu = options.get("position", ALONE).is_gpu
         self.store = FakeStore()
         self.children: dict[int, Child] = {}
         self.zygote: Zygote | None = None
@@ -102,7 +104,7 @@ class World:
             instructions.MakeRegion: self._make,
             instructions.GrowRegion: self._grow,
             instructions.MoveRegions: self._move,
-            instructions.EmptyRegion: lambda one: self.store.empty(self.regions[one.region], one.kept_bytes),
+            instructions.EmptyRegion: self._empty,
             instructions.Remember: lambda one: self.remembered.append(one),
             instructions.RememberLoad: lambda one: self.loads_seen.update({one.load_key: one.seen}),
             instructions.ToZygote: lambda one: self.zygote and self.zygote.order(one.message, one.regions),
@@ -348,7 +350,8 @@ class World:
         if one.use in self.habits.refused_uses:
             self.feed(events.RegionFailed(one.region, NO_MEMORY))
             return
-        self.regions[one.region] = self.store.create(one.size_bytes, one.use, resizable=one.use == "slot")
+        is_resizable = one.use == "slot" and not self.is_gpu
+        self.regions[one.region] = self.store.create(one.size_bytes, one.use, resizable=is_resizable)
         self.feed(events.RegionMade(one.region, one.size_bytes))
 
     def _grow(self, one: instructions.GrowRegion) -> None:
@@ -357,6 +360,10 @@ class World:
             return
         self.store.grow(self.regions[one.region], one.size_bytes)
         self.feed(events.RegionMade(one.region, one.size_bytes))
+
+    def _empty(self, one: instructions.EmptyRegion) -> None:
+        assert not self.is_gpu, "pages of a GPU's region are to be given back alone"
+        self.store.empty(self.regions[one.region], one.kept_bytes)
 
     def _move(self, one: instructions.MoveRegions) -> None:
         is_out = one.tier == "disk"

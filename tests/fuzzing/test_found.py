@@ -62,10 +62,10 @@ def test_what_messages_are_made_of_is_never_too_much(monkeypatch):
 
 def test_no_sender_makes_what_no_receiver_takes():
     several = [[0, 64, 64, "parameter"]] * (MAX_HEADER_ITEMS // 5)
-    told = Attached({}, [[4096], several[:-10]], b"", [])
+    told = Attached({}, [[4096], several[:-10], []], b"", [], -1)
     assert unpack_header(multipart(told)[0]) == told
     with pytest.raises(InvalidRequest, match="a header of more than 1,048,576 items"):
-        multipart(told._replace(manifest=[[4096], several]))
+        multipart(told._replace(manifest=[[4096], several, []]))
 
 
 #: Of each form that a length has.
@@ -135,5 +135,5 @@ def test_what_a_signal_handler_raises_is_no_broken_message(read):
     assert interrupts > 10
 
 
-HEADER = pack_header(Attached({}, [list(range(3000))], b"", []))
+HEADER = pack_header(Attached({}, [list(range(3000))], b"", [], -1))
 BODY = encode([(index, str(index)) for index in range(200)]).body

@@ -255,15 +255,44 @@ def test_keys_of_zmq_auth_will_do(tmp_path):
     assert folder.known() == {public.decode()}
 
 
+def settle(clients):
+    """Let a folder, and all that is in it, have been changed long ago."""
+    for path in (*clients.iterdir(), clients):
+        os.utime(path, (1e9, 1e9))
+
+
+def test_a_key_that_is_edited_in_place_counts_within_a_second(tmp_path):
+    now = 0.0
+    folder = KeyFolder(str(tmp_path / "keys"), clock=lambda: now)
+    folder.make()
+    for name in ("alice", "bob"):
+        folder.issue(name)
+    clients = tmp_path / "keys" / "clients"
+    settle(clients)
+    before = folder.known()
+    bob = (clients / "bob.key").read_text()
+    (clients / "alice.key").write_text(bob)
+    os.utime(clients / "alice.key", (1e9 + 1, 1e9 + 1))  # long ago, too: only that it is another time counts
+    assert folder.known() == before
+    now = 1.0
+    assert folder.known() == before - {read_secret(str(tmp_path / "keys" / "issued" / "alice.key_secret")).public}
+    (clients / "bob.key").write_text("revoked")
+    now = 2.0
+    assert len(folder.known()) == 1, "the other has the same"
+    (clients / "alice.key").write_text("revoked")
+    now = 3.0
+    assert folder.known() == set()
+
+
 def test_a_folder_that_has_not_changed_for_long_is_not_read_again(tmp_path):
-    folder = KeyFolder(str(tmp_path / "keys"))
+    folder = KeyFolder(str(tmp_path / "keys"), clock=lambda: 0.0)
     folder.make()
     folder.issue("alice")
     clients = tmp_path / "keys" / "clients"
     (clients / "broken.key").write_text("nonsense")
-    os.utime(clients, (1e9, 1e9))
+    settle(clients)
     (alice,) = folder.known()
-    (clients / "alice.key").write_text("unseen, as no file was added or removed")
+    (clients / "alice.key").write_text("unseen for a second, as no file was added or removed")
     assert folder.known() == {alice}
     folder.issue("bob")
     assert folder.known() == {read_secret(str(tmp_path / "keys" / "issued" / "bob.key_secret")).public}

@@ -41,8 +41,8 @@ def test_a_twentieth_of_the_memory_stays_free_and_at_most_a_gibibyte(machine, me
 @pytest.mark.parametrize(
     ("devices", "said"),
     [
-        ({"gpu": {}}, "the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, not 'gpu'"),
-        ({7: {}}, "the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, not 7"),
+        ({"gpu": {}}, "the name of a device must be 'cpu', .* or 'cuda:0' and so on, not 'gpu'"),
+        ({7: {}}, "the name of a device must be 'cpu', .* or 'cuda:0' and so on, not 7"),
         ({"cpu": {}, "cpu:0": {}}, "'cpu' is the whole machine; name its parts 'cpu:0', 'cpu:1' and so on"),
         ({f"cpu:{index}": {} for index in range(65)}, "a pool may have 64 devices, not 65"),
         ({"cpu": {"cores": [0, 99]}}, r"devices.cpu: cores \[99\] are not among those that this process may use"),
@@ -57,7 +57,7 @@ def test_a_twentieth_of_the_memory_stays_free_and_at_most_a_gibibyte(machine, me
             "devices.cpu: reserve must be less than the 10,737,418,240 bytes that this",
         ),
         ({"cpu": "2GiB"}, "devices.cpu must be a mapping with budget and reserve, not '2GiB'"),
-        ("cpu", "devices must be 'numa' or a mapping such as .* not 'cpu'"),
+        ("cpu", "devices must be 'cuda', 'numa' or a mapping such as .* not 'cpu'"),
     ],
 )
 @pytest.mark.usefixtures("machine")
@@ -101,10 +101,10 @@ def test_a_file_says_it_in_tables(tmp_path):
     [
         (
             "[devices.gpu]\nbudget = 1",
-            "the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, not 'gpu'",
+            "the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, or 'cuda:0' and so on, not 'gpu'",
         ),
         ("[devices.cpu]\nbudget = 'x'", "devices.cpu.budget must be a number of bytes"),
-        ("devices = 3", "devices must be 'numa' or a mapping such as .*, not 3"),
+        ("devices = 3", "devices must be 'cuda', 'numa' or a mapping such as .*, not 3"),
         ("max_private = 'x'", "max_private must be a number of bytes"),
         ("[device.cpu]\nbudget = 1", "did you mean 'devices'"),
         ("[models.m]\nsource = 'a:b'\npin = 1", r"models\.m\.pin must be bool, not int: 1"),

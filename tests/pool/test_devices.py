@@ -227,13 +227,13 @@ LAYERS, WIDTH = 40, 2048  # of 16 MiB each: 640 MiB, more than is left beside th
 TIGHT = {"cpu:0": {"budget": "680MiB", "workers": 1}, "cpu:1": {"budget": "680MiB", "workers": 1}}
 
 
-@pytest.fixture
-def deep(tmp_path):
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
     """A model that is larger than either device, and its weights in a file."""
     from safetensors.torch import save_file
 
     model = Deep(LAYERS, WIDTH)
-    path = str(tmp_path / "deep.safetensors")
+    path = str(tmp_path_factory.mktemp("deep") / "deep.safetensors")
     save_file(model.state_dict(), path)
     return model, path
 
@@ -268,3 +268,28 @@ def test_a_model_that_fits_on_no_device_is_divided_and_answers_as_it_would_undiv
             pool.load("deeper", Model(Deep, args=(3 * LAYERS, WIDTH)))
         with pytest.raises(OutOfBudget, match=r"on cpu:., and .*on cpu:., and "):
             pool.load("deep", Model(Deep, args=(LAYERS, WIDTH), weights=path, divide=False))
+
+
+def test_a_divided_model_that_is_warm_is_found_thawed_by_every_worker(deep):
+    model, path = deep
+    x = torch.linspace(-1, 1, 3 * WIDTH).reshape(3, WIDTH)
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        expected = model(x)
+    wanted = Model(Deep, args=(LAYERS, WIDTH), weights=path, warm=True)
+    with Pool({"deep": wanted}, devices=TIGHT, threads=1) as pool:
+        assert torch.equal(pool.run("deep", x), expected)
+        (home,) = homes(pool, "deep")
+
+        def thawed_without_a_run():
+            found = [one for one in pool.status().workers if one.device == home and one.is_thawed and not one.runs]
+            return [one.pid for one in found if one.models == ["deep"]]
+
+        assert wait_until(thawed_without_a_run), "the worker that ran it gives way to one that inherits it"
+        (worker,) = thawed_without_a_run()
+        os.kill(worker, signal.SIGKILL)
+        assert wait_until(lambda: thawed_without_a_run() not in ([], [worker]))
+        assert torch.equal(pool.run("deep", x), expected)
+        assert all(one.used_bytes <= one.limit_bytes for one in pool.memory().devices), pool.memory()
+        pool.unload("deep")  # which takes a new zygote
+        assert all(device.accounts["weights"] == 0 for device in pool.memory().devices)

@@ -9,7 +9,7 @@ from leftovers import wait_until
 from onecopy.pool import Model, Pool
 from onecopy.pool.core import events
 from onecopy.pool.core.devices import Devices
-from onecopy.pool.core.workspace import Ring
+from onecopy.pool.core.rings import Ring
 from onecopy.pool.settings import Settings
 from onecopy.pool.supervisor.cores import make_cores
 from onecopy.pool.supervisor.fallbacks import fallbacks_of
@@ -18,7 +18,7 @@ from slot_models import Slotted
 
 
 def _devices(workers=1):
-    return Devices(make_cores(Settings(workers=workers), 1 << 34, Known({}, {})))
+    return Devices(make_cores(Settings(workers=workers), [1 << 34], Known({}, {})))
 
 
 def test_a_model_that_each_worker_builds_anew_is_named_until_it_is_unloaded():

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from recorded_views import models, recorded
 from standalone import TOYS, onecopy, standalone
+from toy_models import Toys
 
 
 def _parsed(text: str):
@@ -101,6 +102,24 @@ def test_a_pool_serves_metrics_and_health(tmp_path, free_port):
         assert open_metrics[1].endswith("# EOF\n")
         assert _get(free_port, "/metrics", "HEAD")[1] == ""
         assert f"metrics at http://127.0.0.1:{free_port}/metrics" in served.log.read_text()
+
+
+def test_the_pool_of_an_app_serves_them_as_long_as_it_lives(free_port):
+    with Pool({"toys": Toys}, workers=1, metrics=f"127.0.0.1:{free_port}") as pool:
+        assert pool.model("toys", method="square")(3) == 9
+        assert wait_until(lambda: _answers(free_port, "ready"))
+        key = ("onecopy_requests_total", ("device", "cpu"), ("model", "toys"), ("outcome", "answered"))
+        assert _parsed(_get(free_port, "/metrics")[1])[key] == 1
+    assert not _answers(free_port)
+
+
+def test_the_pool_of_an_app_does_not_start_where_it_cannot_serve_them():
+    with pytest.raises(ConfigError, match="beyond loopback anyone may read it; if that is meant"):
+        Pool(Toys, metrics="0.0.0.0:9464")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(PoolError, match=f"cannot serve metrics at {address}: Address already in use"):
+            Pool(Toys, metrics=address)
 
 
 def test_what_is_no_request_for_them_is_refused_and_harms_nobody(tmp_path, free_port):

@@ -51,8 +51,10 @@ class Hands:
         self.notes = []
         self.machine = FakeMachine(MEMORY)
         self.folder = folder
+        memory = MemfdStore(self.machine)
         self.shelf = Shelf(
-            MemfdStore(self.machine),
+            memory,
+            [memory],
             send=lambda filler, message, fds: None,
             feed=lambda event: None,
             note=self.notes.append,
@@ -88,7 +90,6 @@ class Hands:
     def free(self, *regions):
         """Free regions, as the supervisor does."""
         self.mover.free(regions)
-        self.shelf.free(regions)
 
     def content_of(self, number):
         region = self.shelf.region(number)

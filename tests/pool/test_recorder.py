@@ -75,7 +75,7 @@ def test_what_a_pool_did_runs_again_with_the_same_instructions(devices):
     assert header.why == f"asked for by process {os.getpid()}"
     again = _replay(path, "--all")
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr
-    assert again.stdout.endswith(f"{len(entries):,} events were run again: the same throughout\n")
+    assert again.stdout.endswith(f"all {len(entries):,} events were run again\nthe same throughout\n")
     assert "ChildExited" in again.stdout
 
 
@@ -92,8 +92,9 @@ def test_of_a_pool_that_ran_for_long_there_is_the_start_and_the_end(tmp_path, mo
     assert numbers[-1] > 60
     again = _replay(path)
     assert again.returncode == 0
-    assert "10 events were run again: the same throughout" in again.stdout
-    assert f"the {numbers[-1] - 20} after them were not kept, so the last 10 can only be read" in again.stdout
+    first, last = numbers[10], numbers[-1]
+    part = f"the first 10 of {last} events were run again; 11 to {first - 1} were not kept, and {first} to {last}"
+    assert again.stdout.endswith(f"{part} were only read\nthe same throughout\n")
 
 
 def test_a_record_tells_nothing_of_what_requests_carry():
@@ -150,7 +151,7 @@ def make(tmp_path):
             from replaying import fresh_core
         finally:
             sys.path.remove(str(REPLAY.parent))
-        header = Header("1", Settings(workers=1).to_wire(), 1 << 34, {}, {})
+        header = Header("1", Settings(workers=1).to_wire(), [1 << 34], {}, {})
         made.append(Recorder(header, str(tmp_path / "records"), most, reactor, lambda *_: None))
         return fresh_core(header), made[-1]
 
@@ -249,9 +250,21 @@ def test_the_first_difference_is_shown(make, tmp_path):
     assert '"child": 12345' in different.stdout.partition("--- then ---")[2].partition("--- now ---")[0]
 
 
+def test_what_was_kept_in_part_is_not_run_again_even_where_nothing_lacks_before_it(make, tmp_path):
+    core, recorder = make(2)
+    _feed(core, recorder, events.ZygoteReady(), events.TimePassed(), events.TimePassed())
+    recorder.explain(events.TimePassed(), 9.0, KeyError("x"))
+    (path,) = (tmp_path / "records").iterdir()
+    again = _replay(path)
+    assert again.returncode == 0
+    assert again.stdout.endswith(
+        "the first 2 of 4 events were run again; 3 to 4 were only read\nthe same throughout\n"
+    )
+
+
 def test_what_is_no_record_is_refused_by_name(tmp_path):
     file = tmp_path / "file"
-    good = json.dumps({"format": 1, **Header("1", {}, 1, {}, {})._asdict()})
+    good = json.dumps({"format": 1, **Header("1", {}, [1], {}, {})._asdict()})
     for text, complaint in (
         ("", "it does not begin as a record does"),
         ("[]", "it does not begin as a record does"),

@@ -8,7 +8,7 @@ import backbones
 import pool_models
 import pytest
 import torch
-from backbones import SIDE, Backboned, Folded
+from backbones import SIDE, Backboned, Folded, Scaled
 from leftovers import wait_until
 from onecopy.pool import LoadFailed, Model, Pool, WorkerDied
 from safetensors.torch import save_file
@@ -159,6 +159,19 @@ def test_a_file_that_is_written_to_is_noticed_and_loaded_anew(pool, file):
         opened.write(torch.full((4,), 9.0).numpy().tobytes())
     wait_until(lambda: any("was written to while it was mapped" in note for note in pool.status().notes))
     assert torch.equal(pool.run("m", torch.zeros(4)), torch.full((4,), 9.0))
+
+
+def test_several_files_of_one_model_that_are_written_to_at_once_are_noticed(pool, tmp_path):
+    parts = {"weight": 2.0, "bias": 3.0}
+    for name, value in parts.items():
+        save_file({name: torch.full((1 << 18,), value)}, tmp_path / f"{name}.safetensors")
+    pool.load("m", Model(Scaled, weights=str(tmp_path), residency="file"))  # in no worker: it is freed at once
+    for name, value in parts.items():
+        save_file({name: torch.full((1 << 18,), value + 1)}, tmp_path / "new")
+        (tmp_path / f"{name}.safetensors").write_bytes((tmp_path / "new").read_bytes())
+    (tmp_path / "new").unlink()
+    assert wait_until(lambda: any("was written to while it was mapped" in one for one in pool.status().notes))
+    assert torch.equal(pool.run("m", torch.ones(1 << 18)), torch.full((1 << 18,), 7.0))
 
 
 def test_a_file_that_is_cut_while_it_is_mapped_ends_no_more_than_requests(pool, file):

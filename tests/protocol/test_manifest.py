@@ -65,7 +65,7 @@ def test_packed_storages_never_overlap_and_survive_the_wire(storages):
 
 
 def test_a_manifest_may_have_many_regions_and_storages_that_share_bytes():
-    wire = [[4096, 8192], [[1, 64, 100, "mutable"], [0, 0, 4096, "parameter"], [1, 64, 100, "parameter"]]]
+    wire = [[4096, 8192], [[1, 64, 100, "mutable"], [0, 0, 4096, "parameter"], [1, 64, 100, "parameter"]], [1]]
     assert Manifest.from_wire(wire).to_wire() == wire
 
 
@@ -73,22 +73,24 @@ def test_a_manifest_may_have_many_regions_and_storages_that_share_bytes():
     ("wire", "complaint"),
     [
         (None, "a manifest must be a list"),
-        ([[]], "a manifest must have 2 items, not 1"),
-        (["regions", []], "the regions must be a list, not str"),
-        ([[4096.0], []], "a region's size must be an integer, not float"),
-        ([[True], []], "a region's size must be an integer, not bool"),
-        ([[0], []], "region 0 has an impossible size"),
-        ([[1 << 49], []], "region 0 has an impossible size"),
-        ([[4096], [[0, 0, 64]]], "storage 0 must have 4 items"),
-        ([[4096], [[0, "0", 64, "mutable"]]], "the offset of storage 0 must be an integer"),
-        ([[4096], [[1, 0, 64, "mutable"]]], "storage 0 lies in region 1, which does not exist"),
-        ([[4096], [[-1, 0, 64, "mutable"]]], "region -1"),
-        ([[4096], [[0, -64, 64, "mutable"]]], "negative offset or size"),
-        ([[4096], [[0, 0, -1, "mutable"]]], "negative offset or size"),
-        ([[4096], [[0, 64, 4033, "mutable"]]], "ends at 4097, behind the end of region 0 at 4096"),
-        ([[4096], [[0, 0, 64, "gradient"]]], "unknown role 'gradient'"),
-        ([[4096], [[0, 0, 64, ["mutable"]]]], "unknown role"),
-        ([[], [[0, 0, 0, "mutable"]]], "does not exist"),
+        ([[]], "a manifest must have 3 items, not 1"),
+        (["regions", [], []], "the regions must be a list, not str"),
+        ([[4096.0], [], []], "a region's size must be an integer, not float"),
+        ([[True], [], []], "a region's size must be an integer, not bool"),
+        ([[0], [], []], "region 0 has an impossible size"),
+        ([[1 << 49], [], []], "region 0 has an impossible size"),
+        ([[4096], [[0, 0, 64]], []], "storage 0 must have 4 items"),
+        ([[4096], [[0, "0", 64, "mutable"]], []], "the offset of storage 0 must be an integer"),
+        ([[4096], [[1, 0, 64, "mutable"]], []], "storage 0 lies in region 1, which does not exist"),
+        ([[4096], [[-1, 0, 64, "mutable"]], []], "region -1"),
+        ([[4096], [[0, -64, 64, "mutable"]], []], "negative offset or size"),
+        ([[4096], [[0, 0, -1, "mutable"]], []], "negative offset or size"),
+        ([[4096], [[0, 64, 4033, "mutable"]], []], "ends at 4097, behind the end of region 0 at 4096"),
+        ([[4096], [[0, 0, 64, "gradient"]], []], "unknown role 'gradient'"),
+        ([[4096], [[0, 0, 64, ["mutable"]]], []], "unknown role"),
+        ([[], [[0, 0, 0, "mutable"]], []], "does not exist"),
+        ([[4096], [], [1]], r"regions \[1\] are on a device, and some of them do not exist"),
+        ([[4096], [], ["0"]], "the index of a region must be an integer"),
     ],
 )
 def test_what_is_wrong_on_the_wire_is_named(wire, complaint):
@@ -99,7 +101,7 @@ def test_what_is_wrong_on_the_wire_is_named(wire, complaint):
 def test_implausible_counts_are_refused(monkeypatch):
     monkeypatch.setattr(module, "MAX_STORAGES", 1)
     monkeypatch.setattr(module, "MAX_REGIONS", 2)
-    with pytest.raises(ValueError, match="2 storages; at most 1"):
+    with pytest.raises(ValueError, match="the model has 2 storages, at most 1 can be shared"):
         Manifest.laid_out([(1, "mutable"), (1, "mutable")])
     with pytest.raises(ValueError, match="3 regions; at most 2"):
         Manifest((1, 1, 1), ())

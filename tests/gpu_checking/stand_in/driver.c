@@ -2,7 +2,8 @@
 
    Device memory is a memfd, so that it outlives processes as the real one does; a mapping is one of this machine's
    memory, so that a tensor of the CPU can lie on it and a write through a read-only mapping faults. It is strict
-   about granularity, exact ranges and handles; result codes are those of cuda.h. A launched kernel is a thread. */
+   about granularity, exact ranges and handles; result codes are those of cuda.h. A launched kernel is a thread.
+   What GPUs there are stands in gpus.h; of these CUDA_VISIBLE_DEVICES chooses when the driver is initialised. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -15,9 +16,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "gpus.h"
+
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3 };
-enum { INVALID_CONTEXT = 201, NOT_FOUND = 500 };
-enum { GRAIN = 2 << 20, MOST = 4096, POSIX_FD = 1, READ = 1, READ_WRITE = 3, DEVICE_MEMORY = 2 };
+enum { NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
+enum { GRAIN = 2 << 20, MOST = 4096, POSIX_FD = 1, READ = 1, READ_WRITE = 3, HOST_MEMORY = 1 };
 
 typedef int Result;
 typedef unsigned long long Handle, Address;
@@ -29,6 +32,8 @@ struct range {
 };
 
 static int is_initialized;
+static struct machine machine;
+static int visible[MOST_GPUS], visible_count;
 static __thread void *current;
 static int descriptors[MOST];
 static size_t sizes[MOST];
@@ -81,10 +86,51 @@ static int make(size_t size)
     return ftruncate(descriptor, (off_t)size) ? -1 : descriptor;
 }
 
+/* The number of the GPU that an entry of CUDA_VISIBLE_DEVICES means: a number, or the beginning of a UUID. */
+static int chosen(const char *entry)
+{
+    char *end;
+    long number = strtol(entry, &end, 10);
+    if (!*end)
+        return *entry && 0 <= number && number < machine.gpu_count ? (int)number : -1;
+    for (int i = 0; i < machine.gpu_count; i++)
+        if (!strncmp(machine.gpus[i].uuid, entry, strlen(entry)))
+            return i;
+    return -1;
+}
+
+/* As CUDA does, it takes no more of them from the first entry on that means nothing. */
+static void choose(void)
+{
+    const char *given = getenv("CUDA_VISIBLE_DEVICES");
+    read_machine(&machine);
+    if (!given) {
+        while (visible_count < machine.gpu_count) visible[visible_count] = visible_count, visible_count++;
+        return;
+    }
+    char entries[1024], *rest = entries, *entry;
+    snprintf(entries, sizeof entries, "%s", given);
+    while ((entry = strsep(&rest, ",")) && visible_count < MOST_GPUS) {
+        int number = chosen(entry);
+        if (number < 0)
+            return;
+        visible[visible_count++] = number;
+    }
+}
+
+static int is_device(int device)
+{
+    return 0 <= device && device < visible_count;
+}
+
 Result cuInit(unsigned flags)
 {
-    is_initialized = 1;
-    return flags ? INVALID_VALUE : SUCCESS;
+    if (flags)
+        return INVALID_VALUE;
+    if (!is_initialized && !visible_count)
+        choose();
+    is_initialized = visible_count > 0;
+    return is_initialized ? SUCCESS : NO_DEVICE;
 }
 
 Result cuDriverGetVersion(int *version)
@@ -93,16 +139,50 @@ Result cuDriverGetVersion(int *version)
     return SUCCESS;
 }
 
+Result cuDeviceGetCount(int *count)
+{
+    *count = visible_count;
+    return is_initialized ? SUCCESS : NOT_INITIALIZED;
+}
+
 Result cuDeviceGet(int *device, int ordinal)
 {
     *device = ordinal;
-    return is_initialized ? SUCCESS : NOT_INITIALIZED;
+    return !is_initialized ? NOT_INITIALIZED : is_device(ordinal) ? SUCCESS : INVALID_DEVICE;
+}
+
+Result cuDeviceGetName(char *name, int size, int device)
+{
+    if (!is_device(device))
+        return INVALID_DEVICE;
+    snprintf(name, (size_t)size, "%s", machine.gpus[visible[device]].name);
+    return SUCCESS;
+}
+
+Result cuDeviceGetUuid_v2(unsigned char *bytes, int device)
+{
+    if (!is_device(device))
+        return INVALID_DEVICE;
+    const char *text = strchr(machine.gpus[visible[device]].uuid, '-') + 1;
+    for (int i = 0; i < 16; i++, text += 2) {
+        text += *text == '-';
+        sscanf(text, "%2hhx", &bytes[i]);
+    }
+    return SUCCESS;
+}
+
+Result cuDeviceTotalMem_v2(size_t *size, int device)
+{
+    if (!is_device(device))
+        return INVALID_DEVICE;
+    *size = machine.gpus[visible[device]].total;
+    return SUCCESS;
 }
 
 Result cuDeviceGetAttribute(int *value, int name, int device)
 {
     *value = 1;
-    return SUCCESS;
+    return is_device(device) ? SUCCESS : INVALID_DEVICE;
 }
 
 Result cuCtxGetCurrent(void **context)
@@ -130,7 +210,7 @@ Result cuCtxSynchronize(void)
 
 Result cuPointerGetAttribute(int *value, int name, Address address)
 {
-    *value = DEVICE_MEMORY;
+    *value = HOST_MEMORY;  /* as it says at the top */
     return SUCCESS;
 }
 
@@ -144,10 +224,11 @@ Result cuMemGetAllocationGranularity(size_t *grain, const int *properties, int o
 
 Result cuMemCreate(Handle *handle, size_t size, const int *properties, unsigned long long flags)
 {
-    int pinned_device_0_with_fd[] = {1, POSIX_FD, 1, 0};
+    int pinned_with_fd_on_a_device[] = {1, POSIX_FD, 1};
     if (!is_initialized)
         return NOT_INITIALIZED;
-    if (!size || !is_whole(size) || memcmp(properties, pinned_device_0_with_fd, sizeof pinned_device_0_with_fd))
+    if (!size || !is_whole(size) || !is_device(properties[3])
+        || memcmp(properties, pinned_with_fd_on_a_device, sizeof pinned_with_fd_on_a_device))
         return INVALID_VALUE;
     return size > (size_t)4 << 30 ? OUT_OF_MEMORY : remember(make(size), size, handle);
 }
@@ -223,7 +304,7 @@ Result cuMemSetAccess(Address address, size_t size, const int *access, size_t co
 {
     struct range *range = find(mapped, address, size);
     int rights = access[2];
-    if (!range || count != 1 || access[0] != 1 || access[1] != 0 || (rights != READ && rights != READ_WRITE))
+    if (!range || count != 1 || access[0] != 1 || !is_device(access[1]) || (rights != READ && rights != READ_WRITE))
         return INVALID_VALUE;
     range->rights = rights;
     return mprotect((void *)address, size, rights == READ ? PROT_READ : PROT_READ | PROT_WRITE);

@@ -1,0 +1,1 @@
+"""Experiments with whole pools on a GPU: ``scripts/gpu-check --pools``."""
