@@ -248,7 +248,10 @@ class Channel:
         if self._broken is not None:
             raise self._broken
         space = self._decoder.space()
-        size_bytes = self._read_with_fds(space) if self.takes_fds else self._sock.recv_into(space)
+        try:
+            size_bytes = self._read_with_fds(space) if self.takes_fds else self._sock.recv_into(space)
+        except ConnectionResetError:  # it was closed with things unread; all that it had sent was received before
+            size_bytes = 0
         if size_bytes == 0 and len(space) > 0:
             self.is_at_end = True
             return False

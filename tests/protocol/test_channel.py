@@ -169,6 +169,16 @@ def test_the_end_of_the_stream_is_told():
             right.send(Pong())
 
 
+def test_an_end_that_leaves_things_unread_is_an_end_behind_all_that_was_said_before():
+    with channels() as (left, right):
+        right.send(Pong())  # the kernel tells of a reset if it was not read
+        left.send(Ping())
+        left.close()
+        assert right.receive().message == Ping()
+        assert right.receive() is None
+        assert right.is_at_end
+
+
 @pytest.mark.parametrize("cut", [1, 7, 8, 20, 90_000])
 def test_an_end_in_the_middle_of_a_message_is_an_end_and_leaks_nothing(cut):
     with channels() as (left, right), pipe_ends(2) as fds:
