@@ -46,7 +46,7 @@ class Settings:
         keys: folder of the keys that clients over tcp have to have, see `keys`; default: none are asked for.
         devices: by name, how much of each device the pool may take.
         max_private_bytes: a worker whose private memory grows beyond this is replaced between two requests; 0:
-            none is.
+            none is, as on a GPU.
         metrics: ``HOST:PORT`` where metrics and health are served over HTTP; default: nowhere.
         metrics_public: whether that may be beyond loopback, where anyone may read them.
         record_events: how many events the flight recorder keeps of the pool's start, and of the time before it is

@@ -88,7 +88,7 @@ class Core:
         self._libraries: list[Library] = host._libraries if host else []
         self.predictions = host.predictions if host else Predictions(loads or {}, self._out)
         self.fleet = Fleet(
-            workers, slots, self._out, position.index, Numbers(*numbers),
+            workers, slots, self._out, position, Numbers(*numbers),
             lambda loader, private_bytes: self.loading.may_begin(loader, private_bytes),
         )  # fmt: skip
         regions = Regions(Numbers(*numbers), gpu=position.gpu)

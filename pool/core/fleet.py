@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from ...protocol.messages import BuildModel, Leave
 from .instructions import ForkChild, Instruction, ReplaceZygote, Report, SignalChild, ToChild
 from .numbers import Numbers
+from .position import ALONE, Position
 from .weights import WeightSet
 from .workers import Worker, Workers
 from .zygote import Zygote
@@ -30,6 +31,8 @@ FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 5.0
 #: Loaders that live at once: each may hold a whole model in private memory.
 MAX_LOADERS: Final = 16
+#: On a GPU each has a context, which takes half a gigabyte; one builds while another copies.
+MAX_GPU_LOADERS: Final = 2
 #: From asking the children to leave to SIGTERM; from there to SIGKILL, and to giving up on who survives that.
 LEAVE_S: Final = 2.0
 TERMINATE_S: Final = 1.0
@@ -53,7 +56,7 @@ class Fleet:
         wanted: how many workers there shall be.
         slots: how many of them may hold work at once.
         out: where instructions go.
-        device: which one this is.
+        position: on which device.
         numbers: the children's.
         may_begin: whether there is room for a loader that should take so much private memory.
     """
@@ -63,16 +66,17 @@ class Fleet:
         wanted: int,
         slots: int,
         out: list[Instruction],
-        device: int = 0,
+        position: Position = ALONE,
         numbers: Numbers | None = None,
         may_begin: Callable[[int, int], bool] = lambda *_: True,
     ) -> None:
         self.workers = Workers(wanted, slots)
-        self.zygote = Zygote(out, device)
+        self.zygote = Zygote(out, position.index)
+        self.most_loaders = MAX_GPU_LOADERS if position.is_gpu else MAX_LOADERS
         self.is_dismissing = False  # whether the children were told to go
         self.has_given_up = False  # whether some of them did not, not even when they were killed
         self._out = out
-        self._device = device
+        self._device = position.index
         self._numbers = numbers or Numbers()
         self._may_begin = may_begin
         self._zygote_ready_at = _NEVER
@@ -226,7 +230,7 @@ class Fleet:
     def fork_loaders(self) -> None:
         """Fork the loaders that wait for it, as far as they may begin."""
         # Never behind an import, which may leave a thread: the zygote would fork with it before it is replaced.
-        while self._waiting_loaders and self.can_fork and len(self._loaders) < MAX_LOADERS:
+        while self._waiting_loaders and self.can_fork and len(self._loaders) < self.most_loaders:
             child, waiting = next(iter(self._waiting_loaders.items()))
             if waiting.generation > self.zygote.generation or not self._may_begin(child, waiting.private_bytes):
                 return

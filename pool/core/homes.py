@@ -16,6 +16,8 @@ _TO_COME: Final = ("declared", "building")
 #: What a model that is divided leaves free on a device, at most, for what workers take besides when they run it:
 #: it cannot be evicted to make room for that. Of little room a quarter.
 KEPT_BYTES: Final = 64 << 20
+#: So much where processes were not measured yet: a zygote and a worker take 150 MB, soon after they are there.
+UNMEASURED_BYTES: Final = 192 << 20
 
 
 class Homes:
@@ -62,8 +64,8 @@ class Homes:
 
     def expect(self, event: ModelExpected) -> None:
         """Decide where somebody puts the model that it will hand over; one that cannot be is refused later."""
-        names = set(event.devices)
-        allowed = [core for core in self._cores if not names or core.name in names] or self._cores
+        known = {core.name for core in self._cores}
+        allowed = self._allowed([name for name in event.devices if name in known])
         homes = [core for core in allowed if event.name in core.library.models]
         self._expected[event.caller] = (homes or [self._best(allowed, event.size_bytes)])[0]
 
@@ -76,7 +78,7 @@ class Homes:
                 size_bytes = sum(size for size, *_ in event.wants)
             elif isinstance(event, FileOffered):
                 size_bytes = event.size_bytes
-            core = self._expected[event.filler] = self._best(self._cores, size_bytes)
+            core = self._expected[event.filler] = self._best(self._allowed([]), size_bytes)
         return core
 
     def forget(self, caller: CallerKey) -> None:
@@ -158,7 +160,8 @@ def _names(load: LoadModel) -> list[str]:
 def _room_bytes(core: Core) -> int:
     """Return how much there would be for a part of a model if all left that may."""
     most_bytes = max(0, core.ledger.free_bytes + core.eviction.freeable_bytes())
-    return most_bytes - min(KEPT_BYTES, most_bytes // 4)
+    kept_bytes = KEPT_BYTES if core.ledger.worker_bytes else UNMEASURED_BYTES
+    return most_bytes - min(kept_bytes, most_bytes // 4)
 
 
 def _cost(core: Core, size_bytes: int) -> tuple[bool, bool, float, int]:

@@ -20,6 +20,8 @@ from .regions import FillerKey, Regions
 #: What a loader needs besides the weights that pass through it, at most, as far as it is not seen to need more:
 #: one that has imported torch and builds a module that is small takes 58 MB.
 LOADER_BYTES: Final = 64 << 20
+#: What a loader takes of a GPU besides the regions, its context, is expected to be. Users report 0.4 to 0.6 GiB.
+CONTEXT_BYTES: Final = 512 << 20
 _MB: Final = 1e6
 
 
@@ -103,6 +105,10 @@ class Ledger:
         self._loaders.pop(filler, None)
         self._expected.pop(filler, None)
 
+    def expected_bytes(self, private_bytes: int) -> int:
+        """Return how much private memory a loader should take here that took so much of the processor's."""
+        return CONTEXT_BYTES if self._regions.is_gpu else private_bytes
+
     def expect(self, loader: int, private_bytes: int) -> None:
         """Count a loader with so much private memory, although it was not measured to have it yet."""
         self._expected[loader] = private_bytes
@@ -120,8 +126,11 @@ class Ledger:
         return bool(self._expected)
 
     def loader_bytes(self, loader: int) -> int | None:
-        """Return the most private memory that a loader was measured to have; None: it was not."""
-        return self._loaders.get(loader)
+        """Return the most private memory that a loader was measured to have; None: it was not.
+
+        Nor is it of a GPU, where a loader has a context, and that says nothing of the next one.
+        """
+        return None if self._regions.is_gpu else self._loaders.get(loader)
 
     def growth_bytes(self, filler: FillerKey, more_bytes: int, *, as_measured: bool = False) -> int:
         """Return how much more a load takes when it is given regions of so many bytes.
@@ -135,7 +144,8 @@ class Ledger:
         if not as_measured:
             private_bytes = max(private_bytes, self._expected.get(filler, 0))
         there_bytes = self._regions.loading_bytes(filler)[0]
-        return _load_bytes(private_bytes, there_bytes + more_bytes) - _load_bytes(private_bytes, there_bytes)
+        after_bytes = self._load_bytes(private_bytes, there_bytes + more_bytes)
+        return after_bytes - self._load_bytes(private_bytes, there_bytes)
 
     @property
     def worker_bytes(self) -> int:
@@ -178,7 +188,13 @@ class Ledger:
 
     def _loading_bytes(self, filler: FillerKey) -> int:
         private_bytes = max(self._loaders.get(filler, 0), self._expected.get(filler, 0))
-        return _load_bytes(private_bytes, self._regions.loading_bytes(filler)[0])
+        return self._load_bytes(private_bytes, self._regions.loading_bytes(filler)[0])
+
+    def _load_bytes(self, private_bytes: int, in_regions_bytes: int) -> int:
+        """Return what a load takes; on a GPU its loader's private memory is not what regions are filled with."""
+        if self._regions.is_gpu:
+            return private_bytes + in_regions_bytes
+        return max(private_bytes, in_regions_bytes + min(private_bytes, LOADER_BYTES))
 
     def _unseen_bytes(self, loader: FillerKey) -> int:
         """Return what a loader should take that it neither was measured to have nor has filled regions with."""
@@ -211,10 +227,6 @@ class Ledger:
             f"and takes {taken or 'nothing'}. Eviction could free: {freeable}"
         )
         return text, numbers
-
-
-def _load_bytes(private_bytes: int, in_regions_bytes: int) -> int:
-    return max(private_bytes, in_regions_bytes + min(private_bytes, LOADER_BYTES))
 
 
 def _mb(size_bytes: int) -> str:

@@ -93,6 +93,7 @@ class Loading:
         is evicted does not count: what is only expected keeps nobody out.
         """
         ledger = self._admission.ledger
+        private_bytes = ledger.expected_bytes(private_bytes)
         lacking_bytes = private_bytes - ledger.free_bytes
         if private_bytes and lacking_bytes > 0 and ledger.is_expecting:
             return False

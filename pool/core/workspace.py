@@ -108,7 +108,8 @@ class Workspace:
             version.load.name, version.manifest, [self._regions[number].key for number in version.regions]
         )
         known = self._history.get(identity, {})
-        ring.note_need(version.number, max(known.values(), default=0))
+        before_bytes = ring.needs_bytes.get(version.number, 0)  # of one that was evicted
+        ring.note_need(version.number, max(before_bytes, *known.values(), 0))
         self._resize(ring)
 
     def leave(self, version: WeightSet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...protocol.gpu import NO_GPU
 from ..core.core import Core
 from ..core.ledger import Allowance
 from ..core.mailboxes import Budget
@@ -34,7 +35,7 @@ def make_cores(settings: Settings, totals_bytes: Sequence[int], known: Known) ->
                 mailboxes,
                 own.slot_bytes,
                 Allowance(total_bytes, device.budget_bytes, device.reserve_bytes),
-                own.max_private_bytes,
+                own.max_private_bytes if own.gpu == NO_GPU else 0,  # that is of the processor's memory
                 own.least_workers,
                 Position(name, index, len(settings.devices), own.gpu),
                 host,

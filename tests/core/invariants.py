@@ -12,7 +12,6 @@ from core.mailing import Lent, check_mailboxes
 from onecopy.pool.core import events, instructions
 from onecopy.pool.core.admission import FillClaim, ReturnClaim
 from onecopy.pool.core.core import Core
-from onecopy.pool.core.fleet import MAX_LOADERS
 from onecopy.pool.core.workers import AHEAD_S, MAX_AHEAD
 
 _STORY_LENGTH = 80
@@ -156,7 +155,7 @@ def check_models(core: Core) -> None:
         for caller in version.waiting_for_load + version.waiting_to_attach:
             assert _is_coming(core, version), f"{caller} waits for {version} in vain"
     if fleet.can_fork:
-        may_wait = len(fleet._loaders) == MAX_LOADERS or core.ledger.is_expecting
+        may_wait = len(fleet._loaders) == fleet.most_loaders or core.ledger.is_expecting
         assert not fleet._waiting_loaders or may_wait, "a loader is not forked"
         assert fleet.zygote.is_complete, "nobody has the zygote thaw what it lacks"
         assert library.warming._trial or not library.warming._untried, "nobody tries what is to be warm"

@@ -4,7 +4,9 @@ import pytest
 from core.several import CHANGED, MB, several, sized
 from core.simulated import RunPlan
 from onecopy.pool.core import events
+from onecopy.pool.core.core import Core, Position
 from onecopy.pool.core.devices import Devices
+from onecopy.pool.core.homes import Homes
 
 
 def test_models_spread_over_the_devices_and_requests_find_them():
@@ -171,6 +173,17 @@ def test_what_is_handed_over_is_filled_and_stays_where_it_may_be():
     assert pool.device_of_model("m") == ["cpu:1"]
     several_times = pool.host.load("n", frozen=True, plan=sized(4096), replicas=2)
     assert "replicas are for models that a loader builds" in pool.host.answers[several_times].error["message"]
+
+
+def test_what_is_handed_over_goes_to_a_gpu_where_there_is_one_unless_it_may_not():
+    processor = Core(1, 1, position=Position("cpu", 0, 2))
+    gpu = Core(1, 1, position=Position("cuda:0", 1, 2, gpu=0), host=processor)
+    homes = Homes([processor, gpu])
+    homes.expect(events.ModelExpected("one", "m", [], 4096))
+    homes.expect(events.ModelExpected("other", "m", ["cpu"], 4096))
+    homes.expect(events.ModelExpected("mistaken", "m", ["cuda:7"], 4096))
+    for filler, device in (("one", gpu), ("other", processor), ("mistaken", gpu), ("unexpected", gpu)):
+        assert homes.of_filler(events.RegionsNeeded(filler, [])) is device
 
 
 def test_a_number_in_use_is_refused_whichever_device_has_it():

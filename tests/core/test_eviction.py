@@ -3,7 +3,8 @@
 import pytest
 from core.simulated import LoadPlan, RunPlan
 from core.world import World
-from onecopy.pool.core.ledger import Allowance
+from onecopy.pool.core.fleet import MAX_GPU_LOADERS
+from onecopy.pool.core.ledger import CONTEXT_BYTES, Allowance
 from onecopy.pool.core.mailboxes import Budget
 from onecopy.pool.core.position import Position
 from onecopy.pool.core.residents import LEAST_STAY_S
@@ -342,3 +343,21 @@ def test_a_model_that_left_a_gpu_may_be_unloaded_at_any_stage():
         world.pass_time(5.0)
         assert world.outcome(caller) == "done"
         assert not world.store.open_fds
+
+
+def test_loaders_of_a_gpu_have_contexts_of_which_there_are_few_at_once():
+    world = World(2, allowance=Allowance(80 << 30, 0, 0), position=Position("cuda:0", gpu=0))
+    world.join()
+    plan = LoadPlan(seconds=1.0, wants=((100 * MB, b""),))
+    callers = [world.load(f"m{number}", workspace="private", plan=plan) for number in range(5)]
+    world.pass_time(0.7)
+    assert len([one for one in world.children.values() if one.role == "loader"]) == MAX_GPU_LOADERS
+    assert world.core.ledger.accounts()["loading"] == MAX_GPU_LOADERS * CONTEXT_BYTES
+    world.pass_time(10.0)
+    assert {world.outcome(caller) for caller in callers} == {"done"}
+    assert world.core.ledger.accounts()["loading"] == 0
+
+
+def test_a_context_that_is_only_expected_keeps_nobody_out_of_a_small_gpu():
+    world = on_gpu("a", room_mb=200)
+    assert states(world) == {"a": "ready"}
