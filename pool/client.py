@@ -63,7 +63,7 @@ class Pool:
             Several of the names ``cpu:0``, ``cpu:1`` and so on divide the machine, ``"numa"`` does by its nodes:
             each device has a budget, ``cores``, ``workers``, ``slots`` and ``threads`` of its own (default: an
             equal part of memory and cores, and what is said here for the rest), and its own copy of the weights of
-            the models that live there.
+            the models that live there. ``cuda:0`` and so on are GPUs, ``"cuda"`` all of them: see docs/gpu.md.
         max_private: a worker whose private memory grows beyond this, in bytes or as ``"2GiB"``, is replaced
             between two requests; default: never.
         name: what the pool is called in status and logs.
@@ -92,7 +92,7 @@ class Pool:
         pin: bool = True,
         slot: int | str = 0,
         mailbox: int | str = MAILBOX_BYTES,
-        devices: Mapping[str, Mapping[str, Any] | DeviceSettings] | Literal["numa"] | None = None,
+        devices: Mapping[str, Mapping[str, Any] | DeviceSettings] | Literal["numa", "cuda"] | None = None,
         max_private: int | str = 0,
         name: str = "pool",
         metrics: str = "",
@@ -172,6 +172,8 @@ class Pool:
 
     def submit(self, name: str, /, *args: Any, **kwargs: Any) -> PoolFuture:
         """Have a model run on these arguments; return the future result, a `concurrent.futures.Future`.
+
+        Tensors may be on a GPU: they are copied to the host first, and results come back on the host.
 
         Raises:
             InvalidRequest: an argument cannot travel; the message names its path.

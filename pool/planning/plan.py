@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from ...protocol.errors import SupervisorLost
+from ...protocol.gpu import NO_GPU
 from .. import environment
 from ..checks import ConfigError, check_choice, read_size
 from ..client import Pool
-from ..devices import BY_NODE, NAMES, DeviceSettings, read_devices
+from ..devices import ALL_GPUS, BY_NODE, NAMES, DeviceSettings, gpu_of, read_devices
+from ..memory.gpus import visible
 from ..model import Model, named_models
 from ..settings import MAILBOX_BYTES, Settings
 from ..sources import app_paths
@@ -30,7 +32,7 @@ def plan(
     threads: int | None = None,
     slot: int | str = 0,
     mailbox: int | str = MAILBOX_BYTES,
-    devices: Mapping[str, Any] | Literal["numa"] | None = None,
+    devices: Mapping[str, Any] | Literal["numa", "cuda"] | None = None,
     only: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """Tell what models would take, and whether that fits, without loading them.
@@ -91,6 +93,8 @@ def plan_for(
     notes = list(made.notes)
     if history.complaint:
         notes.append(history.complaint)
+    if any(gpu_of(one.name) != NO_GPU for one in limits):
+        notes.append("of processes this plans the processor's memory; on a GPU each has a CUDA context instead")
     replicated = [name for name, one in models.items() if one.replicas > 1]
     if replicated:
         notes.append(f"of each model this plans one replica, although {', '.join(replicated)} shall have several")
@@ -148,12 +152,26 @@ def _limits(devices: Mapping[str, Any] | str) -> list[Limits]:
     Raises:
         ConfigError: one cannot be.
     """
-    if devices == BY_NODE or all(NAMES.fullmatch(str(name)) for name in devices):
+    if devices in (BY_NODE, ALL_GPUS) or all(NAMES.fullmatch(str(name)) for name in devices):
         return [
-            Limits(name, environment.memory_bytes(), one.budget_bytes, one.reserve_bytes)
+            Limits(name, _total_bytes(name, one), one.budget_bytes, one.reserve_bytes)
             for name, one in read_devices(devices).items()
         ]
     return [_limits_of(name, table) for name, table in cast("Mapping[str, Any]", devices).items()]
+
+
+def _total_bytes(name: str, device: DeviceSettings) -> int:
+    """Return how much memory a device has; of a GPU that is on another machine, what its budget needs."""
+    ordinal = gpu_of(name)
+    if ordinal == NO_GPU:
+        return environment.memory_bytes()
+    try:
+        totals_bytes = {gpu.ordinal: gpu.total_bytes for gpu in visible()}
+    except ConfigError:
+        totals_bytes = {}
+    if ordinal not in totals_bytes and not device.budget_bytes:
+        raise ConfigError(f"devices.{name} is not on this machine; give it a budget to plan for another")
+    return totals_bytes.get(ordinal, device.budget_bytes + device.reserve_bytes)
 
 
 def _limits_of(name: str, table: Any) -> Limits:

@@ -1,9 +1,9 @@
 """Two models on each of two devices, and one on both: each device has its own copies and its own work memory.
 
-The machine is divided into two logical devices, as one with two cards is by itself. The parts of an image
-generator share the work memory of the first: as large as the larger of them needs, not as both do. Two encoders
-share that of the second, and one more is on both. Each device has workers, cores and a budget of its own; what
-does not fit into the budget of the first goes to the second.
+The machine is divided into two logical devices, as one with two cards is by itself; with ``--kind cuda`` the
+two are cards. The parts of an image generator share the work memory of the first: as large as the larger of them
+needs, not as both do. Two encoders share that of the second, and one more is on both. Each device has workers,
+cores and a budget of its own; what does not fit into the budget of the first goes to the second.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onecopy.pool.views import Status
 from showing import arguments, row_of, show
 from torch import nn
 
-DEVICES = {"cpu:0": {"budget": "500MB", "workers": 2}, "cpu:1": {"budget": "900MB", "workers": 2}}
+BUDGETS = ("500MB", "900MB")
 #: How many images and texts, and their sizes.
 LATENTS = (1, 4, 32, 32)
 WORDS = (2, 64)
@@ -83,14 +83,15 @@ def inputs() -> dict[str, torch.Tensor]:
     return {"unet": latents, "decoder": latents, "small": words, "large": words, "both": words}
 
 
-def models() -> dict[str, Model]:
+def models(kind: str) -> dict[str, Model]:
     """Return the models, with where they may be; what their runs need is found out with their inputs."""
     given = inputs()
+    first, second = f"{kind}:0", f"{kind}:1"
     return {
-        "unet": Model(UNet, device="cpu:0", example=(given["unet"],)),
-        "decoder": Model(Decoder, device="cpu:0", example=(given["decoder"],)),
-        "small": Model(Encoder, args=(2,), device="cpu:1", example=(given["small"],)),
-        "large": Model(Encoder, args=(12,), device="cpu:1", example=(given["large"],)),
+        "unet": Model(UNet, device=first, example=(given["unet"],)),
+        "decoder": Model(Decoder, device=first, example=(given["decoder"],)),
+        "small": Model(Encoder, args=(2,), device=second, example=(given["small"],)),
+        "large": Model(Encoder, args=(12,), device=second, example=(given["large"],)),
         "both": Model(Encoder, args=(1,), replicas=2),
     }
 
@@ -99,7 +100,7 @@ def plain() -> dict[str, torch.Tensor]:
     """Return what each model answers without a pool."""
     given = inputs()
     with torch.inference_mode():
-        return {name: (model.source(*model.args))(given[name]) for name, model in models().items()}
+        return {name: (model.source(*model.args))(given[name]) for name, model in models("cpu").items()}
 
 
 def too_large(pool: Pool) -> str:
@@ -125,9 +126,10 @@ def weights_facts(memory: Memory) -> dict[str, Any]:
 
 def main() -> None:
     """Run the example."""
-    options = arguments(__doc__)
+    options = arguments(__doc__, has_kind=True)
     torch.set_num_threads(1)
-    with Pool(models(), threads=1, devices=DEVICES) as pool:
+    devices = {f"{options.kind}:{index}": {"budget": one, "workers": 2} for index, one in enumerate(BUDGETS)}
+    with Pool(models(options.kind), threads=1, devices=devices) as pool:
         answers = {name: pool.run(name, given) for name, given in inputs().items()}
         replicas = [pool.submit("both", inputs()["both"]) for _ in range(20)]
         answers["both"] = next(one for one in [future.result() for future in replicas])
@@ -136,11 +138,12 @@ def main() -> None:
         expected = plain()
         facts = {
             "equal_to_plain": all(torch.equal(answers[name], expected[name]) for name in expected),
+            "differs_from_plain_by": max(float((answers[name] - expected[name]).abs().max()) for name in expected),
             "devices": {name: [one.device for one in status.models if one.name == name] for name in expected},
             "both_answered": {one.device: one.answered for one in status.models if one.name == "both"},
             **ring_facts(status),
             **weights_facts(memory),
-            "larger_than_the_room_on_cpu0_went_to": larger,
+            "larger_than_the_room_on_the_first_went_to": larger,
         }
         rows = [row_of("before the last", memory), row_of("with it", pool.memory())]
     show("two models on each of two devices, and one on both", rows, facts, as_json=options.json)

@@ -32,11 +32,13 @@ def row_of(what: str, memory: Memory) -> Row:
     return Row(what, memory.weights_bytes, memory.total_bytes)
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """Return what was said on the command line: whether JSON is wanted."""
+def arguments(description: str | None, *, has_kind: bool = False) -> argparse.Namespace:
+    """Return what was said on the command line: whether JSON is wanted, and for some on what kind of devices."""
     summary = (description or "").splitlines()[0]
     parser = argparse.ArgumentParser(description=summary)
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON, not as a table")
+    if has_kind:
+        parser.add_argument("--kind", choices=("cpu", "cuda"), default="cpu", help="what devices there are two of")
     return parser.parse_args()
 
 

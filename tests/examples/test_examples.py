@@ -7,15 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cuda_driver
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "scripts" / "examples"
 MB = 1e6
 
 
-def run(name):
+def run(name, *options):
     """Run an example; return its rows of memory and its facts."""
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--json"]
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--json", *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=110, check=True)
     measured = json.loads(done.stdout)
     return measured["rows"], measured["facts"]
@@ -102,12 +103,18 @@ def test_four_kinds_of_models_share_a_memory_that_is_not_enough_for_all():
     assert rows["room for some"]["weights_bytes"] < rows["room for all"]["weights_bytes"]
 
 
-def test_each_device_has_its_own_copies_and_its_own_work_memory():
-    _, facts = run("several_devices")
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_each_device_has_its_own_copies_and_its_own_work_memory(kind, tmp_path, monkeypatch):
+    if kind == "cuda":
+        card = "gpu GPU-0000000{0}-0000-4000-8000-00000000000{0} 4294967296 0 Stand-in\n"
+        (tmp_path / "gpus").write_text(card.format(1) + card.format(2))
+        monkeypatch.setenv("STAND_IN_GPUS", str(tmp_path / "gpus"))
+    with cuda_driver.for_processes(tmp_path):
+        _, facts = run("several_devices", "--kind", kind)
     assert facts["equal_to_plain"]
-    assert facts["devices"]["both"] == ["cpu:0", "cpu:1"]
+    assert facts["devices"]["both"] == [f"{kind}:0", f"{kind}:1"]
     assert min(facts["both_answered"].values()) > 0
-    for device in ("cpu0", "cpu1"):
+    for device in (f"{kind}0", f"{kind}1"):
         assert facts[f"{device}_largest_need_bytes"] < facts[f"{device}_sum_of_needs_bytes"]
         assert facts[f"{device}_weights_bytes"] > 0
-    assert facts["larger_than_the_room_on_cpu0_went_to"] == "cpu:1"
+    assert facts["larger_than_the_room_on_the_first_went_to"] == f"{kind}:1"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 
+import cuda_driver
 import planned_models
 import pytest
 from leftovers import wait_until
@@ -169,3 +170,16 @@ def test_the_command_fails_if_it_does_not_fit_or_a_model_cannot_be_built(tmp_pat
     assert re.search(r"layers: .*nowhere.safetensors: no such file or folder", done.stdout)
     config.write_text("workers = 0")
     assert onecopy("plan", config).returncode == 2
+
+
+def test_a_gpu_is_planned_for_where_it_is_and_by_its_budget_where_it_is_not(tmp_path):
+    models = {"layers": Model(Layers, example=4)}
+    told = plan(models, **GIVEN, devices={"cuda:5": {"budget": "1GiB", "reserve": 0}})
+    assert [(one.name, one.total_bytes) for one in told.devices] == [("cuda:5", 1 << 30)]
+    assert any("CUDA context" in note for note in told.notes)
+    with pytest.raises(ConfigError, match=r"devices\.cuda:5 is not on this machine; give it a budget"):
+        plan(models, **GIVEN, devices={"cuda:5": {}})
+    with cuda_driver.for_processes(tmp_path):
+        [device] = plan(models, **GIVEN, devices="cuda").devices
+    assert device.name == "cuda:0"
+    assert device.total_bytes > 1 << 32

@@ -401,9 +401,10 @@ def places_in_mailboxes_of_others(scene):
 def regions_of_others(scene):
     for message, complaint in [
         (RegionsFilled([1]), "region 1 is not yours to fill"),
-        (NeedRegions([[-1, b""]]), "a region of -1 bytes"),
-        (NeedRegions([[4096]]), "must be [size, digest]"),
-        (NeedRegions([[(1 << 64) - 1, b""]]), "bytes"),
+        (NeedRegions([[-1, b"", False]]), "a region of -1 bytes"),
+        (NeedRegions([[4096]]), "must be [size, digest, whether it is on a GPU]"),
+        (NeedRegions([[4096, b"", True]]), "a region on a GPU, of a device that is none"),
+        (NeedRegions([[(1 << 64) - 1, b"", False]]), "bytes"),
     ]:
         with scene.control() as control:
             control.send(message)
