@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 
@@ -13,6 +14,8 @@ from leftovers import Census
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 faulthandler.enable()
+# What a shell runs in the background ignores it, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

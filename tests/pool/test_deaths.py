@@ -152,7 +152,6 @@ def test_even_a_stopped_zygote_ends_with_its_supervisor():
 
 APP = """
     import os, signal, sys
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell may have had it ignored
     sys.path.insert(0, {tests!r})
     import pool_models, torch
     from onecopy.pool import Pool

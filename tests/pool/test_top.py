@@ -135,9 +135,10 @@ def test_without_a_terminal_picture_follows_picture_until_it_is_interrupted(tmp_
         with process:
             heads = 0
             for line in process.stdout:
-                heads += line.startswith("onecopy default")
-                if heads == 2:
-                    process.send_signal(signal.SIGINT)
+                if line.startswith("onecopy default"):
+                    heads += 1
+                    if heads == 2:
+                        process.send_signal(signal.SIGINT)
             assert process.wait(20) == 0
 
 
