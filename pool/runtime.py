@@ -21,8 +21,6 @@ from .environment import runtime_base
 
 CONTROL: Final = "control"
 REQUESTS: Final = "requests"
-#: A socket at which nobody listens yet has this after its name.
-UNREADY: Final = "~"
 #: A unix socket's path has 107 bytes at most (sun_path is 108 with its end).
 MAX_PATH_BYTES: Final = 107
 
@@ -66,7 +64,7 @@ class RuntimeDirectory:
             ) from error
         os.ftruncate(self._lock_fd, 0)
         os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
-        for name in (CONTROL, CONTROL + UNREADY, REQUESTS):  # left by a predecessor that was killed
+        for name in (CONTROL, REQUESTS):  # left by a predecessor that was killed
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.join(name))
 

@@ -18,7 +18,6 @@ from ...protocol.errors import InvalidRequest, PoolError
 from ...protocol.limits import MAX_OUTBOX_BYTES, MAX_OUTBOX_MESSAGES
 from ...protocol.messages import Message, Refused
 from ..peers import peer_of, peer_pidfd
-from ..runtime import UNREADY
 from .reactor import Reactor
 
 _BACKLOG: Final = 256
@@ -75,9 +74,8 @@ class ControlServer:
     def listen(self, path: str) -> None:
         """Accept connections at a path; only processes of this user can be in its folder."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(unready := path + UNREADY)
+        self._listener.bind(path)
         self._listener.listen(_BACKLOG)
-        os.rename(unready, path)  # whoever waits until it is there is not refused
         self._listener.setblocking(False)
         self._reactor.watch(self._listener.fileno(), self._accept)
 

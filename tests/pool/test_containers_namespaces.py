@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -43,6 +45,12 @@ def leaves():
 """
 
 
+def is_served(directory: Path) -> bool:
+    """Whether somebody listens at a folder's control socket: it is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(directory / "control")) == 0
+
+
 @contextmanager
 def serving(container: Container, toml: str, command: list[str] = SERVE):
     """Serve as the first process of a container; the sockets lie in the folder that the machine sees, too."""
@@ -54,7 +62,7 @@ def serving(container: Container, toml: str, command: list[str] = SERVE):
     with log.open("wb") as output:
         process = subprocess.Popen(container.command(*arguments), stdout=output, stderr=output, env=environment())
     try:
-        assert wait_until(lambda: (directory / "control").exists() or process.poll() is not None)
+        assert wait_until(lambda: is_served(directory) or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         yield process, f"ipc://{directory}"
     finally:
