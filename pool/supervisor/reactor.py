@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from .spinning import Spinner
+
 _NEVER = float("inf")
 _READ = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 
@@ -30,10 +32,15 @@ class Writer(Protocol):
 
 
 class Reactor:
-    """Calls whoever is concerned; `run` returns after `stop`."""
+    """Calls whoever is concerned; `run` returns after `stop`.
 
-    def __init__(self) -> None:
+    Args:
+        may_spin: tells whether it may look for what comes again and again, for a moment, before it sleeps.
+    """
+
+    def __init__(self, may_spin: Callable[[], bool] = lambda: False) -> None:
         self._epoll = select.epoll()
+        self._spinner = Spinner(self._epoll.poll, may_spin)
         self._readers: dict[int, Callable[[], None]] = {}
         self._flushers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Writer] = {}
@@ -122,7 +129,7 @@ class Reactor:
             timeout_s: float | None = None
             if wake_at != _NEVER:
                 timeout_s = max(0.0, wake_at - time.monotonic())
-            for fd, mask in self._epoll.poll(0 if self._soon else timeout_s):
+            for fd, mask in self._spinner.wait(0 if self._soon else timeout_s):
                 self._call(fd, mask)
             if wake_at != _NEVER:
                 self._call_timers()

@@ -65,7 +65,9 @@ class Supervisor:
         self._events: deque[events.Event] = deque()
         self._is_handling = False
         self._connections: dict[Peer, Connection] = {}
-        self._reactor = Reactor()
+        # One request is with the client or with a worker, so a machine of two cores has one to spare.
+        has_cores = environment.cores() > 1
+        self._reactor = Reactor(may_spin=lambda: has_cores and self.devices.unanswered <= 1)
         self._memories = memories = self._make_memories()
         self._shelf = Shelf(
             memories.host,

@@ -128,7 +128,7 @@ def check_value(data: bytes) -> None:
     try:
         first = encode(value)
     except InvalidRequest as error:
-        # What may be decoded deeper than it may be encoded, or has one buffer in more arrays than can have their own.
+        # It may be decoded deeper than encoded; and one buffer may be in more arrays than can have one each.
         is_named = "too deeply" in error.message or f"at most {MAX_BUFFERS} can travel" in error.message
         require(is_named, f"a value that came can go again: {error.message:.200}")
         return
