@@ -18,6 +18,8 @@ from .weights import WeightSet
 #: The option with a load's key, and how long a key is at most.
 LOAD_KEY: Final = "load_key"
 MAX_KEY: Final = 64
+#: So many loads are known, those learned of last.
+MAX_LOADS: Final = 1000
 #: A load that takes so many times as long as expected, and at least so long, is not what was expected: it counts
 #: with what it is measured to take, and no more.
 OVERDUE_FACTOR: Final = 4.0
@@ -51,7 +53,10 @@ class Predictions:
         version.seen = merged(version.seen, seen)
         key, before = key_of(version.load.options), self.of(version.load)
         if key and (after := merged(before, version.seen)) != before:
+            self._known.pop(key, None)
             self._known[key] = after
+            if len(self._known) > MAX_LOADS:
+                del self._known[next(iter(self._known))]
             self._out.append(RememberLoad(key, after))
 
 

@@ -23,17 +23,16 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
 from ..core.instructions import Remember, RememberLoad
-from ..core.predictions import MAX_KEY
+from ..core.predictions import MAX_KEY, MAX_LOADS
 from ..core.seen import NOTHING, Seen, merged
 
 _VERSION: Final = 2
 _READABLE: Final = (1, _VERSION)
 #: What is learned within this time is written at once.
 _DELAY_S: Final = 1.0
-#: Weight sets and loads that are kept, those learned of last; and signatures for each weight set, those of the
-#: largest needs.
+#: Weight sets that are kept, as loads are, those learned of last; and signatures for each, those of the largest
+#: needs.
 MAX_SETS: Final = 1000
-MAX_LOADS: Final = 1000
 MAX_SIGNATURES: Final = 64
 #: A file larger than this is none of ours.
 MAX_FILE_BYTES: Final = 32 << 20

@@ -35,6 +35,8 @@ ALL: Final = [
     for before, nexts in table.items()
     for after in nexts
 ]
+#: What pools on a GPU alone do: a storm is on the processor.
+_ON_GPUS: Final = {Transition("weight set", "evicted", "building")}
 
 
 class Transitions:
@@ -53,8 +55,9 @@ class Transitions:
             os.close(fd)
 
     def read(self) -> dict[Transition, int]:
-        """Return how often each was made so far."""
-        return {one: _COUNT.unpack_from(self._map, index * _COUNT.size)[0] for index, one in enumerate(ALL)}
+        """Return how often each that can be made here was made so far."""
+        counts = {one: _COUNT.unpack_from(self._map, index * _COUNT.size)[0] for index, one in enumerate(ALL)}
+        return {one: count for one, count in counts.items() if one not in _ON_GPUS}
 
     def count_here(self) -> None:
         """Count what this process does from now on."""

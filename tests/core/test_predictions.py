@@ -8,7 +8,7 @@ from core.test_devices_machine import STEPS, run_step
 from core.world import World
 from hypothesis import HealthCheck, given, settings
 from onecopy.pool.core.ledger import Allowance
-from onecopy.pool.core.predictions import LEAST_OVERDUE_S, MAX_KEY, key_of
+from onecopy.pool.core.predictions import LEAST_OVERDUE_S, MAX_KEY, MAX_LOADS, key_of
 from onecopy.pool.core.seen import NOTHING, Seen, merged
 
 MB = 1 << 20
@@ -367,3 +367,14 @@ def test_whatever_happens_on_several_devices_predictions_leave_nobody_without_an
         run_step(pool, step, asked, callers)
     pool.check_that_everything_ends(asked, callers, "abc")
     assert not any(world.core.ledger.is_expecting for world in pool.worlds)
+
+
+def test_of_very_many_loads_those_learned_of_last_are_known():
+    world = world_of({f"key of {number}": Seen(load_s=1.0) for number in range(MAX_LOADS)})
+    load(world, "1")
+    load(world, "new")
+    world.pass_time(1.0)
+    known = world.core.predictions._known
+    assert len(known) == MAX_LOADS
+    assert {"key of 1", "key of new"} <= known.keys()
+    assert "key of 0" not in known

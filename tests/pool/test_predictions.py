@@ -9,10 +9,11 @@ import torch
 from leftovers import wait_until
 from onecopy.pool import Model, Pool, plan
 from onecopy.pool.core.instructions import Remember, RememberLoad
+from onecopy.pool.core.predictions import MAX_LOADS
 from onecopy.pool.core.seen import Seen
 from onecopy.pool.environment import history_path
 from onecopy.pool.planning.show import show_plan
-from onecopy.pool.supervisor.history import MAX_LOADS, History
+from onecopy.pool.supervisor.history import History
 from onecopy.pool.tables import show_models
 from onecopy.pool.views import LoadInfo, ModelInfo
 
