@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import multiprocessing
 import os
 import statistics
@@ -86,6 +87,7 @@ def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=0, help="embed at most so many docstrings")
+    parser.add_argument("--json", default="", metavar="FILE", help="where the figures go, too")
     options = parser.parse_args()
 
     found = docstrings()
@@ -106,7 +108,9 @@ def main() -> None:
 
         embeddings = np.concatenate(list(pool.map("embed", batches, progress=True)))
         answer(pool, found, embeddings)
-        compare(pool, batches)
+        figures = {"docstrings": len(texts), **compare(pool, batches)}
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def answer(pool: Pool, found: list[tuple[str, str]], embeddings: Any) -> None:
@@ -119,8 +123,8 @@ def answer(pool: Pool, found: list[tuple[str, str]], embeddings: Any) -> None:
             console.print(f"  {embeddings[index] @ vector:.2f}  {place}: {first_line[:80]}", markup=False)
 
 
-def compare(pool: Pool, batches: list[list[str]]) -> None:
-    """Compare results, speed and memory with a plain process, in turns."""
+def compare(pool: Pool, batches: list[list[str]]) -> dict[str, Any]:
+    """Compare results, speed and memory with a plain process, in turns; return what of it is said elsewhere."""
     sample = batches[::SAMPLE]
     count = sum(map(len, sample))
     cores = len(os.sched_getaffinity(0))
@@ -152,6 +156,9 @@ def compare(pool: Pool, batches: list[list[str]]) -> None:
         f"{speed['pool'] / speed['plain']:.2f} x (medians of {len(rounds) - 1} turns, {count} texts each)\n"
     )
     show_memory(pool, plain_memory.pss, plain_memory.private)
+    return {
+        "cores": cores, "texts per second": speed, "batches compared": len(plain), "batches that are equal": equal,
+    }  # fmt: skip
 
 
 def show_memory(pool: Pool, plain_bytes: int, plain_private_bytes: int) -> None:

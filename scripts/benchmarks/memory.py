@@ -39,12 +39,16 @@ def measure() -> dict[str, Any]:
         pool_mb[workers], ready_s = _pool(workers)
     mapped_mb, _ = _pool(1, residency="file")
     plain = {count: _plain(count) for count in (1, 8)}
+    copied_mb = _plain(1, copies=True)
     steps = [(pool_mb[more] - pool_mb[fewer]) / (more - fewer) for fewer, more in itertools.pairwise(WORKERS)]
     return {
         "pool, MB by workers": pool_mb,
+        "pool of 1 with the file mapped, MB": mapped_mb,
         "plain processes, MB by count": plain,
+        "a plain process with its weights in memory, MB": copied_mb,
         "each worker beyond the first adds, MB": max(steps),
-        "pool of 1 / plain process": pool_mb[1] / plain[1],
+        "pool of 1 / plain process with its weights in memory": pool_mb[1] / copied_mb,
+        "pool of 1 / plain process that maps the file": pool_mb[1] / plain[1],
         "pool of 1 with the file mapped / plain process, which maps it too": mapped_mb / plain[1],
         "pool of 8 / 8 plain processes": pool_mb[8] / plain[8],
         "8 workers ready after the load, s": ready_s,
@@ -72,12 +76,19 @@ def _pool(workers: int, residency: Literal["memory", "file"] = "memory") -> tupl
         return pool.memory().total_bytes / 1e6, ready_s
 
 
-def _plain(count: int) -> float:
+def _plain(count: int, *, copies: bool = False) -> float:
+    """Return the memory of plain processes in MB.
+
+    Args:
+        count: how many.
+        copies: whether weights are in memory, as the pool's are, and not in the mapped file as transformers has
+            them, of which only pages count that are touched: of the embeddings those of words that occur.
+    """
     context = get_context("spawn")
     pipes, processes = [], []
     for _ in range(count):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_run_plain, args=(theirs,))
+        process = context.Process(target=_run_plain, args=(theirs, copies))
         process.start()
         pipes.append(ours)
         processes.append(process)
@@ -90,11 +101,13 @@ def _plain(count: int) -> float:
     return total / 1e6
 
 
-def _run_plain(pipe: Any) -> None:
+def _run_plain(pipe: Any, copies: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
     model = load(PATH)
+    for one in model.parameters() if copies else ():
+        one.data = one.data.clone()
     model.encode(TEXTS)
     pipe.send("ready")
     pipe.recv()

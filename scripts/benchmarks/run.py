@@ -1,4 +1,4 @@
-"""Runs the measurements and writes ``scripts/benchmarks/results/``: JSON, and a table on the terminal.
+"""Runs the measurements; writes ``scripts/benchmarks/results/``, a table on the terminal, and those of the README.
 
 Machines drift, so what is compared is measured in turns within one run, a block of each after the other, and
 medians are quoted.
@@ -21,6 +21,7 @@ import activations
 import batching
 import budget
 import forwards
+import measured
 import memory
 import psutil
 import small_requests
@@ -82,7 +83,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--output", default=str(RESULTS / "cpu.json"))
+    parser.add_argument("--write", action="store_true", help="only write the README's tables, from what is known")
     options = parser.parse_args()
+    if options.write:
+        measured.write()
+        return
     output = Path(options.output)
     report = json.loads(output.read_text()) if output.exists() else {}
     report["conditions"] = conditions()
@@ -93,6 +98,8 @@ def main() -> None:
             show(part, report[part])
     output.parent.mkdir(exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
+    if output.parent == RESULTS:
+        measured.write()
 
 
 def show(title: str, values: dict[str, Any]) -> None:

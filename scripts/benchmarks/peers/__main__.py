@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import measured
+
 from . import environments, report
 from .catalogue import PEERS
 from .processes import adopt_orphans, end_all
@@ -120,6 +122,8 @@ def main() -> None:
         results.save()
     plan.output.with_suffix(".txt").write_text(report.show(results.values))
     _draw(plan.output)
+    if not options.quick:
+        measured.write()
 
 
 def _options() -> argparse.Namespace:
