@@ -10,12 +10,11 @@ import contextlib
 import fcntl
 import os
 import secrets
-import shutil
 import stat
 from typing import Final
 
 from ..protocol.errors import PoolError
-from ..protocol.leftovers import LOCK, remove_if_abandoned
+from ..protocol.leftovers import LOCK, remove, remove_if_abandoned
 from .checks import ConfigError
 from .environment import runtime_base
 
@@ -94,7 +93,7 @@ class RuntimeDirectory:
 
     def remove(self) -> None:
         """Remove the folder, then let go of the lock."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove(self.path)
         os.close(self._lock_fd)
 
 

@@ -19,6 +19,17 @@ LOCK: Final = "lock"
 _YOUNG_S: Final = 60.0
 
 
+def remove(path: str) -> None:
+    """Remove a runtime folder, its lock last: if this is cut short, what is left can be told to be a left-over."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(path):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.name != LOCK:
+                os.unlink(entry.path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def remove_if_abandoned(path: str) -> bool:
     """Remove a runtime folder if no live supervisor holds its lock; return whether it is gone."""
     try:
@@ -35,7 +46,7 @@ def remove_if_abandoned(path: str) -> bool:
     except OSError:
         return False
     else:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
         return True
     finally:
         os.close(lock_fd)

@@ -21,6 +21,19 @@ def test_a_folder_is_private_and_gone_afterwards():
     assert not os.path.exists(directory.path)
 
 
+def test_a_folder_that_was_removed_in_part_is_swept(monkeypatch):
+    directory = RuntimeDirectory()
+    for name in ("control", "requests"):
+        with open(directory.join(name), "w"):
+            pass
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # as if it was killed before the last step
+    directory.remove()
+    assert os.listdir(directory.path) == ["lock"]
+    monkeypatch.undo()
+    sweep(runtime_base())
+    assert not os.path.exists(directory.path)
+
+
 def test_a_folder_serves_one_at_a_time():
     directory = RuntimeDirectory(os.path.join(runtime_base(), "default"))
     try:
