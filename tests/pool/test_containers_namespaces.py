@@ -154,10 +154,10 @@ sys.path.insert(0, sys.argv[1])
 from onecopy.pool import Pool
 with Pool({"leaves": "leaving:leaves"}, workers=1) as pool:
     pool.model("leaves", method="orphans")(50)
-    all = lambda: [one.info for one in psutil.process_iter(["name", "ppid", "status"])]  # but those that vanish
-    while any("sh" in one["name"] or one["name"] == "setsid" or one["status"] == "zombie" for one in all()):
+    seen = lambda: [one.info for one in psutil.process_iter(["name", "ppid", "status"])]  # but those that vanish
+    while any("sh" in one["name"] or one["name"] == "setsid" or one["status"] == "zombie" for one in seen()):
         time.sleep(0.01)
-    assert [one["ppid"] for one in all()].count(1) == 1  # the supervisor
+    assert [one["ppid"] for one in seen()].count(1) == 1  # the supervisor
 """
     done = Container(tmp_path).run(sys.executable, "-c", program, str(tmp_path))
     assert done.returncode == 0, done.stderr
