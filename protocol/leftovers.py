@@ -22,7 +22,7 @@ _YOUNG_S: Final = 60.0
 def remove(path: str) -> None:
     """Remove a runtime folder, its lock last: if this is cut short, what is left can be told to be a left-over."""
     with contextlib.suppress(OSError):
-        for entry in os.scandir(path):
+        for entry in list(os.scandir(path)):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
             elif entry.name != LOCK:

@@ -157,7 +157,8 @@ def compare(pool: Pool, batches: list[list[str]]) -> dict[str, Any]:
     )
     show_memory(pool, plain_memory.pss, plain_memory.private)
     return {
-        "cores": cores, "texts per second": speed, "batches compared": len(plain), "batches that are equal": equal,
+        "cores": cores, "texts compared": count, "texts per second": speed,
+        "batches compared": len(plain), "batches that are equal": equal,
     }  # fmt: skip
 
 

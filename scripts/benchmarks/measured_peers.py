@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from peers.catalogue import PEERS
-from peers.report import median, number, rounds_of
+from peers.report import lost, median, number, rounds_of
 
 #: By column: the measure, its cell, and how the figure is read from the record of a round.
 _COLUMNS: dict[str, tuple[str, str, Callable[[dict[str, Any]], float]]] = {
     "1 GB of weights, 8 workers, MB": ("memory", "big x 8", lambda one: one["total_bytes"] / 1e6),
     "MiniLM, 8 workers, MB": ("memory", "minilm x 8", lambda one: one["total_bytes"] / 1e6),
     "small: p50 at rest, ms": ("speed", "small x 2", lambda one: one["at_rest"]["p50_ms"]),
-    "p99 at half load": ("speed", "small x 2", lambda one: one["half_load"]["p99_ms"]),
-    "answers/s": ("speed", "small x 2", lambda one: one["busy"]["rate"]),
+    "small: p99 at half load, ms": ("speed", "small x 2", lambda one: one["half_load"]["p99_ms"]),
+    "small: answers/s": ("speed", "small x 2", lambda one: one["busy"]["rate"]),
     "602 kB: p50 at rest, ms": ("speed", "image x 2", lambda one: one["at_rest"]["p50_ms"]),
-    "answers/s ": ("speed", "image x 2", lambda one: one["busy"]["rate"]),
+    "602 kB: answers/s": ("speed", "image x 2", lambda one: one["busy"]["rate"]),
     "MiniLM: answers/s": ("speed", "minilm x 2", lambda one: one["busy"]["rate"]),
     "8 workers ready, s": ("start", "big x 8", lambda one: one["all_s"]),
 }
@@ -25,11 +25,13 @@ _COLUMNS: dict[str, tuple[str, str, Callable[[dict[str, Any]], float]]] = {
 def about(results: dict[str, Any]) -> str:
     """Return what the table is of."""
     one = results["conditions"]
+    failing = sorted({PEERS[line.partition(":")[0]].about for line in lost(results)})
     return (
         "Beside peers, by `scripts/bench-peers`: each in an environment of its own, the same models and "
         f"requests, two workers with a thread each where speed is measured ({one['cpu']}, {one['cores']} cores). "
-        "What is small is 64 numbers through an MLP; 602 kB are an image through one light convolution. A dash is "
-        "what was not measured, or what a peer does not do."
+        "What is small is 64 numbers through an MLP; 602 kB are an image through one light convolution. Peers and "
+        "cells that were not measured yet are not shown"
+        + (f"; `peers.txt` tells which requests of {', '.join(failing)} failed." if failing else ".")
     )
 
 

@@ -267,7 +267,7 @@ def _soak(one: dict[str, Any]) -> Iterator[Row]:
             f"{wrong} wrong, lost or doubled answers, or things left behind; "
             f"{one['transitions covered']} state transitions"
         ),
-        f"private memory and regions at rest grew by {one['growth']:.1%}",
+        f"private memory and regions at rest grew by {one['growth']:.1%}, of {one['growth allowed']:.0%} allowed",
     )
 
 
@@ -303,7 +303,10 @@ def _core(one: dict[str, Any]) -> Iterator[Row]:
 def _demo(one: dict[str, Any]) -> Iterator[Row]:
     rates = one["texts per second"]
     yield (
-        f"`scripts/demo`: {one['docstrings']:,} docstrings in batches of 32, 8 workers",
+        (
+            f"`scripts/demo`: {one['texts compared']:,} of {one['docstrings']:,} docstrings "
+            "in batches of 32, 8 workers"
+        ),
         f"{rates['pool']:.0f} texts/s",
         (
             f"one plain process with {one['cores']} threads {rates['plain']:.0f} texts/s "

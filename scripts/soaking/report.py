@@ -10,7 +10,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from .storm import Storm
+from .storm import GROWTH, Storm
 
 #: What has more columns than a terminal is folded there, and nowhere else.
 _CONSOLE: Final = Console() if sys.stdout.isatty() else Console(width=160)
@@ -41,6 +41,7 @@ def results(storm: Storm, command: str) -> dict[str, Any]:
         "transitions covered": f"{sum(count > 0 for count in counts.values())} of {len(counts)}",
         "memory": {name: _counted(storm.figures.get(name, {})) for name in ("before", "after")},
         "growth": storm.figures.get("growth"),
+        "growth allowed": GROWTH,
     }
 
 

@@ -1,4 +1,4 @@
-"""Measures onecopy beside its peers, each in an environment of its own; writes JSON, a table and plots.
+"""Measures onecopy beside its peers, each in an environment of its own; writes JSON, tables and plots.
 
 What is measured already is kept, so a run that was interrupted goes on where it was. Peers that are compared are
 measured in turns, a round of each after the other, and the median of the rounds is quoted.
