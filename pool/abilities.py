@@ -78,6 +78,14 @@ def slots() -> str:
     return "torch takes its memory from them"
 
 
+def compiled_modules(module: str = "onecopy.pool.core.core") -> str:
+    """Look whether a module that every request goes through is compiled."""
+    file = importlib.import_module(module).__file__ or ""
+    if file.endswith(".py"):
+        raise Missing("this is an editable install, or was built without a C compiler")
+    return "by mypyc"
+
+
 def in_a_worker(program: str) -> str:
     """Return what a program says in a process that is started as workers are; it is missing if that fails."""
     done = subprocess.run(  # noqa: S603 - our own modules

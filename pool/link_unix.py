@@ -191,5 +191,5 @@ def _pieces(parts: list[Buffer]) -> list[Buffer]:
     """Return as plain bytes what has any."""
     if len(parts) == 1:
         return parts
-    views = map(memoryview, parts)
+    views = [memoryview(part) for part in parts]
     return [view.cast("B") for view in views if view.nbytes]

@@ -107,7 +107,7 @@ TABLES: Final[dict[str, Table]] = {
 _STORY_LENGTH: Final = 20
 
 
-class ImpossibleTransition(RuntimeError):
+class ImpossibleTransition(Exception):
     """A state change that no table allows: a bug in the caller, never a user's fault."""
 
 
@@ -143,8 +143,8 @@ class Lifecycle:
             ImpossibleTransition: the table does not allow it from here; the message tells the story.
         """
         if state not in self._table[self.state]:
-            story = " -> ".join(self._story)
-            raise ImpossibleTransition(f"{self._name[0]} {self._name[1]} cannot become {state}: {story}")
+            told = " -> ".join(self._story)
+            raise ImpossibleTransition(f"{self._name[0]} {self._name[1]} cannot become {state}: {told}")
         self.state = state
         story = self._story
         self._story = (*story, state) if len(story) < _STORY_LENGTH else (*story[1:], state)

@@ -9,6 +9,8 @@ import resource
 from array import array
 from typing import Any, Final
 
+from ..protocol.heap import trim
+
 #: From ``<malloc.h>``.
 _M_MMAP_THRESHOLD: Final = -3
 _LARGE_BYTES: Final = 1 << 20
@@ -18,12 +20,6 @@ _PAGE_BYTES: Final = resource.getpagesize()
 _FILLINGS_BYTES: Final = (*(1 << exponent for exponent in range(16, 10, -1)), *range(1032, 23, -16))
 #: Their addresses.
 _fillings: Final = array("Q")
-
-
-def trim() -> None:
-    """Give free pages back; takes a millisecond or two, and page faults later."""
-    with contextlib.suppress(AttributeError, OSError):  # a libc without it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def return_large_blocks() -> None:

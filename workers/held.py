@@ -178,6 +178,7 @@ def rehearse(channel: Channel) -> None:
     delivery = channel.receive()
     if delivery is None or not isinstance(delivery.message, Thaw):
         return
+    answer: Thawed | ThawFailed
     try:
         _, answer = thaw_to_fork(delivery.message, delivery.fds)
     except PoolError as error:

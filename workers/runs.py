@@ -84,7 +84,8 @@ class Runs:
             with caller.mode():
                 result = function(*args, **kwargs)
                 if order.credit:
-                    result = self._streams.send_items(order, result, caller)
+                    self._streams.send_items(order, result, caller)
+                    result = None
                 caller.finish()
                 encoded = encoded_result(result)
             stay.sign(order.method, args, kwargs)

@@ -13,7 +13,8 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from io import TextIOWrapper
+from typing import Any, NoReturn, cast
 
 from ..protocol.channel import Channel, Delivery
 from ..protocol.errors import InvalidRequest, ModelError, PoolError
@@ -161,8 +162,8 @@ def main(channel: Channel, marks_fd: int, settings: dict[str, Any], held: dict[i
 
     index, page = settings["index"], mmap.mmap(marks_fd, 0)
     os.close(marks_fd)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
+    for stream in (cast(TextIOWrapper, sys.stdout), cast(TextIOWrapper, sys.stderr)):
+        stream.reconfigure(line_buffering=True)
     torch.set_num_threads(settings["threads"])
     _seed_generators()
     Worker(channel, Marks(page, index), settings["cores"], held, begin(settings.get("gpu", NO_GPU))).serve()

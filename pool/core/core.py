@@ -83,10 +83,10 @@ class Core:
     ) -> None:
         numbers = (position.index, position.count)
         self.name, self.is_gpu = position.name, position.is_gpu
-        self.elsewhere: Callable[[Model, Record], bool] = lambda *_: False
+        self.elsewhere: Callable[[Model, Record], bool] = lambda _model, _error: False
         self._out: list[Instruction] = host._out if host else []  # mailboxes are of all devices
         self._libraries: list[Library] = host._libraries if host else []
-        self.predictions = host.predictions if host else Predictions(loads or {}, self._out)
+        self.predictions: Predictions = host.predictions if host else Predictions(loads or {}, self._out)
         self.fleet = Fleet(
             workers, slots, self._out, position, Numbers(*numbers),
             lambda loader, private_bytes: self.loading.may_begin(loader, private_bytes),
@@ -98,9 +98,10 @@ class Core:
         self.library = Library(
             self.fleet, regions, self.workspace, self.admission, self.predictions, self._out, self._libraries
         )
-        self.requests = Requests()
-        self.mailboxes = host.mailboxes if host else Mailboxes(mailboxes, regions, self.ledger, self._out)
-        self.schedule = Schedule()
+        self.requests, self.schedule = Requests(), Schedule()
+        self.mailboxes: Mailboxes = (
+            host.mailboxes if host else Mailboxes(mailboxes, regions, self.ledger, self._out)
+        )
         self.attempts = Attempts(
             self.fleet, self.library, self.requests, self.schedule, self.workspace, self.mailboxes, self._out
         )
@@ -109,7 +110,7 @@ class Core:
         self.eviction = Eviction(self.admission, self.library, self.schedule, self.dispatch.sessions, self._out)
         self.sizing = Sizing(least_workers or workers, self.fleet.workers, self.ledger)
         pressure = Pressure(self.ledger, self.fleet, max_private_bytes, self._out)
-        self.loading = Loading(
+        self.loading: Loading = Loading(
             self.library, self.admission, self.eviction, pressure, self.attempts,
             lambda model, error: self.elsewhere(model, error), self._out,
         )  # fmt: skip

@@ -180,10 +180,10 @@ class Eviction:
 
     def _waits_for_room(self, claim: Claim, needed_bytes: int) -> bool:
         """Whether there will be room once others have done what they are at."""
-        is_fill = isinstance(claim, FillClaim)
-        if self._library.has_active_loads(but=claim.filler if is_fill else None):
+        filler, version = (claim.filler, None) if isinstance(claim, FillClaim) else (None, claim.version)
+        if self._library.has_active_loads(but=filler):
             return True
-        freeable_bytes = self._residents.freeable_bytes(but=None if is_fill else claim.version)
+        freeable_bytes = self._residents.freeable_bytes(but=version)
         return needed_bytes <= self._ledger.free_bytes + freeable_bytes
 
     def _put_back_another(self, claim: Claim) -> bool:

@@ -68,7 +68,7 @@ class Fleet:
         out: list[Instruction],
         position: Position = ALONE,
         numbers: Numbers | None = None,
-        may_begin: Callable[[int, int], bool] = lambda *_: True,
+        may_begin: Callable[[int, int], bool] = lambda _loader, _private_bytes: True,
     ) -> None:
         self.workers = Workers(wanted, slots)
         self.zygote = Zygote(out, position.index)

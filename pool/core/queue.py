@@ -12,7 +12,6 @@ starves. Within a level the client goes first that was given least. No operation
 
 from __future__ import annotations
 
-import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
@@ -35,28 +34,25 @@ class Line:
         clock_s, weight: see `turns.Member`.
     """
 
-    __slots__ = ("_level", "clock_s", "priority", "requests", "weight")
+    __slots__ = ("_turns", "clock_s", "priority", "requests", "weight")
 
-    def __init__(self, level: _Level) -> None:
+    def __init__(self, priority: int, turns: Turns[Line]) -> None:
         self.weight = 1.0
-        self.priority = level.priority
+        self.priority = priority
         self.clock_s = 0.0
         # Ordered, and one that is answered while it waits can be taken out at once.
         self.requests: OrderedDict[Request, None] = OrderedDict()
-        # Weak, because queues come and go with sessions, and collections of cycles are rare in a supervisor.
-        self._level = weakref.ref(level)
+        self._turns = turns  # which forgets it when nothing waits: that would be a cycle
 
     def correct(self, seconds: float) -> None:
         """What it was given with its last turn has taken so much longer or, negative, shorter."""
-        level = self._level()
-        if level is not None:
-            level.turns.correct(self, seconds)
+        self._turns.correct(self, seconds)
 
 
 class _Level:
     """The lines of one priority; ``served_at`` is when it had its last turn, or began to wait for one."""
 
-    __slots__ = ("__weakref__", "lines", "priority", "served_at", "turns")
+    __slots__ = ("lines", "priority", "served_at", "turns")
 
     def __init__(self, priority: int) -> None:
         self.priority = priority
@@ -69,7 +65,7 @@ class _Level:
         if line is None:
             if len(self.lines) > 2 * len(self.turns) + _KEPT_LINES:
                 self.lines = {key: one for key, one in self.lines.items() if one.requests}
-            line = self.lines[client] = Line(self)
+            line = self.lines[client] = Line(self.priority, self.turns)
         return line
 
 

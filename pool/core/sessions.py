@@ -116,9 +116,11 @@ class Sessions:
         self._able.pop(child, None)
         self._others_turn.discard(child)
         queue = self._queues.pop(child, None)
-        waiting = list(queue) if queue is not None else []
+        if queue is None:
+            return []
+        waiting = list(queue)
         for request in waiting:
-            request.queue.discard(request)  # pyright: ignore[reportOptionalMemberAccess] - it is in this one
+            queue.discard(request)
         return waiting
 
     def _count_down(self, model: str) -> None:

@@ -47,7 +47,8 @@ class Turns(Generic[_Member]):
     """A list of those with work. Every operation takes the logarithm of its length, and mostly less.
 
     Whoever takes part has one entry in the heap that counts. It may be of an earlier clock, which is put right
-    when it comes up; that of somebody who has no work stays until then: it may have some again before.
+    when it comes up; that of somebody who has no work stays until then, or until nobody has any: it may have some
+    again before.
     """
 
     __slots__ = ("_clock", "_entries", "_heap", "_listed", "_serial")
@@ -84,6 +85,9 @@ class Turns(Generic[_Member]):
     def drop(self, member: _Member) -> None:
         """Let somebody take none, because it has no work."""
         self._listed.pop(member, None)
+        if not self._listed:  # clocks tell all that entries do, and members may refer to this list
+            self._heap.clear()
+            self._entries.clear()
 
     def first(self) -> _Member | None:
         """Return whose turn it is; None if nobody has work."""

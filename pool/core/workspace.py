@@ -205,15 +205,15 @@ class Workspace:
         slot = ring.slots.get(self._seats.get(child, -1))
         if used.escaped_bytes:
             self._escaped(child, version, slot)
-        need_bytes = float(used.footprint_bytes)
+        least_bytes = float(used.footprint_bytes)
         if used.spilled_bytes and slot is not None:
             ring.spills += 1
             ring.spilled_bytes = max(ring.spilled_bytes, used.spilled_bytes)
             had_bytes = ring.limit_bytes(slot)
             # Memory of a model that forks is private without any lack of room: it must not grow run after run.
             most_bytes = 2 * (used.footprint_bytes + used.spilled_bytes)
-            need_bytes = min(had_bytes + used.spilled_bytes * _GAPS, most_bytes)
-        need_bytes = -(-int(need_bytes) // GRAIN_BYTES) * GRAIN_BYTES
+            least_bytes = min(had_bytes + used.spilled_bytes * _GAPS, most_bytes)
+        need_bytes = -(-int(least_bytes) // GRAIN_BYTES) * GRAIN_BYTES
         self._out.append(Remember(self._identities[version.number], used.signature, need_bytes))
         if need_bytes > ring.needs_bytes[version.number]:
             ring.note_need(version.number, need_bytes)

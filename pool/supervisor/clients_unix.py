@@ -208,10 +208,14 @@ class UnixServer:
             poller.register(fd, select.POLLOUT)
         while waiting and (left_s := deadline - time.monotonic()) > 0:
             for fd, _ in poller.poll(left_s * 1000):
-                channel = waiting[fd].channel
-                with contextlib.suppress(OSError):
-                    channel.flush()
-                    if channel.has_unsent:
-                        continue
-                poller.unregister(fd)
-                del waiting[fd]
+                if _is_flushed(waiting[fd].channel):
+                    poller.unregister(fd)
+                    del waiting[fd]
+
+
+def _is_flushed(channel: Channel) -> bool:
+    """Write what waits; return whether nothing is left, or nobody is there to read it."""
+    with contextlib.suppress(OSError):
+        channel.flush()
+        return not channel.has_unsent
+    return True

@@ -2,17 +2,20 @@
 
 The first figures are there before the first model, those of the machine. Then, as long as something runs or
 happens, they are taken every second, and otherwise every ten; in the background, because it takes milliseconds.
-Every ten seconds, if anything has happened, processes are measured that have hardly changed, too.
+Every ten seconds, if anything has happened, processes are measured that have hardly changed, too. When nothing
+goes on any more, the supervisor's own heap is tidied: what its free part holds would count as taken.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeAlias, cast
 
 from ...protocol.errors import PoolBusy
+from ...protocol.heap import trim
 from ..core import events
 from ..core.devices import Devices
 from ..core.numbers import device_of
@@ -84,6 +87,7 @@ class Meter:
         self._is_exact = False
         self._is_measuring = False
         self._has_happened = True
+        self._is_untidy = True
         self._measured_at = 0.0
         self._processes_last: dict[int, ProcessMemory] = {}
         self._asked: list[Then] = []
@@ -96,7 +100,7 @@ class Meter:
 
     def touch(self) -> None:
         """Something has happened: measure what came of it, within a second."""
-        self._has_happened = True
+        self._has_happened = self._is_untidy = True
         self._measure_soon()
 
     def available(self) -> list[events.MemoryAvailable]:
@@ -197,6 +201,10 @@ class Meter:
         self._tell(figures)
         if self._devices.unanswered or "loader" in self.roles().values():
             self.touch()  # what runs may take memory without a word
+        elif self._is_untidy:
+            self._is_untidy = False
+            gc.collect()
+            trim()
 
     def _tell(self, figures: _Figures) -> None:
         roles = self.roles()  # some may have ended since

@@ -100,7 +100,7 @@ class Reactor:
         """Call with the number when one of these signals came; never in the middle of something else."""
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for number in numbers:
-            signal.signal(number, lambda *_: None)  # the wakeup descriptor tells which came
+            signal.signal(number, lambda _number, _frame: None)  # the wakeup descriptor tells which came
         signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
 
         def read() -> None:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from traceback import format_exception
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ...protocol import messages
 from ...protocol.errors import PoolError
@@ -72,7 +72,7 @@ class Recorder:
         self._files = itertools.count(1)
         self.keep: Callable[[Event, float, Sequence[Instruction]], None] = self._keep_first
         if not most:
-            self.keep = lambda *_: None
+            self.keep = lambda _event, _now, _out: None
 
     def write(self, why: str, then: Callable[[Done | Refused], None]) -> None:
         """Have what is kept written to a new file by a thread; the log tells which.
@@ -137,8 +137,8 @@ class Recorder:
 
     def _keep_last(self, event: Event, now: float, out: Sequence[Instruction]) -> None:
         """Keep next to nothing of what comes with every request: this takes a fiftieth of the time of one."""
-        kind, wanted = type(event), len(out)
-        kept: Any = event
+        kind, kept = type(event), cast(Any, event)
+        wanted: int | list[str] = len(out)
         if isinstance(event, events.Submitted):
             kept = (event.client, event.submit[:_ASKED])
         elif isinstance(event, events.AttemptEnded):

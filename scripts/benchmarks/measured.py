@@ -54,5 +54,6 @@ def _conditions(one: dict[str, Any]) -> str:
     return (
         f"{one['cores']} cores ({one['machine']}, a virtual machine), {one['memory, GB']:.0f} GB, "
         f"Linux {one['kernel'].partition('-')[0]}, Python {one['python']}, torch {one['torch']}, "
-        f"pyzmq {one['pyzmq']} with libzmq {one['libzmq']}."
+        f"pyzmq {one['pyzmq']} with libzmq {one['libzmq']}; "
+        f"the package {'as wheels have it, compiled' if one.get('compiled') else 'interpreted, as in the tree'}."
     )

@@ -121,6 +121,7 @@ def test_an_error_of_the_system_is_an_absence_and_any_other_a_fault_of_ours():
         (partial(abilities.descriptors, 10, lambda: (5, 9)), "9 at most, and 10 are good to have; .*ulimit -Hn"),
         (partial(abilities.spill_folder, "/dev/shm/not-there"), "/dev/shm/not-there is on tmpfs, which is memory"),
         (partial(abilities.symbol, "malloc_prune"), "this C library has no malloc_prune"),
+        (partial(abilities.compiled_modules, "json"), "editable install, or was built without a C compiler"),
         (partial(abilities.package, "no-such-package"), "not installed; pip install no-such-package"),
         (partial(abilities.supported_version, "torch", ["torch<2.0,>=1.9"]), "tested is torch<2.0,>=1.9"),
         (partial(abilities.supported_version, "torch", ["torch<9.1,>=9.0; x"]), "and tested is torch<9.1,>=9.0$"),

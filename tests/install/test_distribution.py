@@ -72,8 +72,16 @@ def sources():
     return expected | {"onecopy/protocol/README.md"}
 
 
+#: What compiled modules end with, and the library that they are all in.
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+GROUP = "onecopy__mypyc"
 #: Not tied to a version of Python: it is preloaded, not imported.
 LIBRARY = "onecopy/workers/libonecopy_arena.so"
+
+
+def platform_tag():
+    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
+
 
 with_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CC", "cc")) is None, reason="there is no C compiler"
@@ -81,15 +89,21 @@ with_compiler = pytest.mark.skipif(
 
 
 @with_compiler
-def test_the_wheel_holds_every_module_and_nothing_else(built):
+def test_the_wheel_holds_every_module_compiled_ones_twice_and_nothing_else(built):
     wheel = built.wheel
-    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-    assert wheel.name == f"onecopy-{VERSION}-py3-none-{platform}.whl"
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert wheel.name == f"onecopy-{VERSION}-{python}-{python}-{platform_tag()}.whl"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(f"onecopy-{VERSION}.dist-info/METADATA").decode()
-    assert {name for name in names if name.startswith("onecopy/")} == sources() | {LIBRARY}
-    assert {name.split("/")[0] for name in names} == {"onecopy", f"onecopy-{VERSION}.dist-info"}
+    compiled = {name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)} - {GROUP}
+    assert {name for name in names if name.startswith("onecopy/")} == (
+        sources() | {LIBRARY} | {f"{name}{SUFFIX}" for name in compiled}
+    )
+    assert {f"{name}.py" for name in compiled} <= sources()
+    core = {name.removesuffix(".py") for name in sources() if name.startswith("onecopy/pool/core/")}
+    assert core - {"onecopy/pool/core/__init__"} <= compiled
+    assert {name.split("/")[0] for name in names} == {"onecopy", f"onecopy-{VERSION}.dist-info", GROUP + SUFFIX}
     assert f"onecopy-{VERSION}.dist-info/licenses/LICENSE" in names
     for line in (
         "License-Expression: Apache-2.0",
@@ -181,6 +195,7 @@ def test_without_a_compiler_it_is_built_all_the_same_and_says_what_it_lacks(tmp_
     build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), str(source)]
     run(build, tmp_path, CC="/nonexistent")
     wheel = next(tmp_path.glob("*.whl"))
+    assert wheel.name == f"onecopy-{VERSION}-py3-none-{platform_tag()}.whl"
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if name.startswith("onecopy/")} == sources()
     python = install(wheel, tmp_path / "environment")
