@@ -184,6 +184,26 @@ def test_the_installed_command_tells_what_it_can_do(installed: Path, tmp_path: P
     assert "serve" in printed
 
 
+#: What goes through the modules that are compiled: the core by itself, and pools of real processes.
+OF_COMPILED = (
+    "core/test_core_machine.py", "core/test_fairness.py", "protocol/test_frames.py", "pool/test_running.py",
+    "pool/test_streams.py", "pool/test_deaths.py", "pool/test_mailboxes.py", "pool/test_hostile_peers.py",
+    "pool/test_links.py",
+)  # fmt: skip
+
+
+@with_compiler
+@pytest.mark.timeout(900)
+def test_compiled_modules_do_as_their_sources_do(installed: Path, tmp_path: Path):
+    tests = [str(ROOT / "tests" / path) for path in OF_COMPILED]
+    plugins = ["-p", "compiled", "-p", "no:cacheprovider"]
+    command = [str(installed), "-m", "pytest", *plugins, "--rootdir", str(ROOT), *tests]
+    variables = {"PYTHONPATH": str(ROOT / "tests"), "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path)}
+    printed = run(command, ROOT, **variables)
+    assert f"compiled: {installed.parents[1]}" in printed
+    assert " passed" in printed
+
+
 WITHOUT_LIBRARY = """
 from onecopy.workers.arena import Arena, built
 print(Arena.preloaded(), built())

@@ -404,7 +404,7 @@ def regions_of_others(scene):
         (NeedRegions([[-1, b"", False]]), "a region of -1 bytes"),
         (NeedRegions([[4096]]), "must be [size, digest, whether it is on a GPU]"),
         (NeedRegions([[4096, b"", True]]), "a region on a GPU, of a device that is none"),
-        (NeedRegions([[(1 << 64) - 1, b"", False]]), "bytes"),
+        (NeedRegions([[(1 << 64) - 1, b"", False]]), "what is handed over needs"),
     ]:
         with scene.control() as control:
             control.send(message)
