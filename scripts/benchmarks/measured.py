@@ -50,7 +50,17 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(names) + "|", *lines[1:]])
 
 
-def _conditions(one: dict[str, Any]) -> str:
+def _conditions(by_part: dict[str, dict[str, Any]]) -> str:
+    """Tell what figures depend on, and of which parts of the benchmark where they were not measured in one run."""
+    parts: dict[str, list[str]] = {}
+    for part, one in by_part.items():
+        parts.setdefault(_told(one), []).append(part)
+    if len(parts) == 1:
+        return next(iter(parts))
+    return " ".join(f"Of {', '.join(names)}: {told}" for told, names in parts.items())
+
+
+def _told(one: dict[str, Any]) -> str:
     return (
         f"{one['cores']} cores ({one['machine']}, a virtual machine), {one['memory, GB']:.0f} GB, "
         f"Linux {one['kernel'].partition('-')[0]}, Python {one['python']}, torch {one['torch']}, "

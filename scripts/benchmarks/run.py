@@ -92,11 +92,11 @@ def main() -> None:
         return
     output = Path(options.output)
     report = json.loads(output.read_text()) if output.exists() else {}
-    report["conditions"] = conditions()
     with tempfile.TemporaryDirectory() as cache:
         os.environ["ONECOPY_CACHE_DIR"] = cache  # nothing is known of earlier runs
         for part in options.parts:
             report[part] = PARTS[part]()
+            report.setdefault("conditions", {})[part] = conditions()
             show(part, report[part])
     output.parent.mkdir(exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
