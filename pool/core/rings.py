@@ -91,8 +91,7 @@ class Ring:
         else:
             self.needs_bytes[weight_set] = need_bytes
         self.need_bytes = max(self.needs_bytes.values(), default=0)
-        size_bytes = max(FIRST_BYTES, self.need_bytes)
-        self.size_bytes = self._fixed_bytes or (_stepped(size_bytes) if self._keeps_size else size_bytes)
+        self.size_bytes = slot_bytes(self.need_bytes, self._fixed_bytes, keeps_size=self._keeps_size)
 
     def limit_bytes(self, slot: Slot) -> int:
         """Return how much of a slot a run may use: no more than shall be memory."""
@@ -113,6 +112,18 @@ class Ring:
         if self._keeps_size:
             return sum(max(slot.asked_bytes, self.size_bytes) for slot in self.slots.values())
         return seats * min(self.need_bytes, self.size_bytes)
+
+
+def slot_bytes(need_bytes: int, fixed_bytes: int, *, keeps_size: bool) -> int:
+    """Return how large each slot of a ring shall be.
+
+    Args:
+        need_bytes: what the largest of its models needs, as far as that is known.
+        fixed_bytes: how large they are; 0: as large as need be.
+        keeps_size: whether they keep the size that they are made with.
+    """
+    size_bytes = max(FIRST_BYTES, need_bytes)
+    return fixed_bytes or (_stepped(size_bytes) if keeps_size else size_bytes)
 
 
 def _stepped(size_bytes: int) -> int:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from ...protocol.gpu import NO_GPU
 from ..core.identity import identity_of
 from ..core.ledger import Allowance
 from ..core.placement import Item, Placement, Room, place
 from ..core.predictions import key_of
-from ..core.rings import PRIVATE
+from ..core.rings import PRIVATE, slot_bytes
 from ..core.seen import NOTHING, Seen
 from ..core.workspace import GRAIN_BYTES
+from ..devices import gpu_of
 from .found import Base, Found, Part
 from .order import Load, best_order, peak_bytes
 from .views import Plan, PlannedDevice, PlannedModel
@@ -206,7 +208,7 @@ def _device(
         *limits,
         limit_bytes=limits.limit_bytes,
         weights_bytes=sum(weights.values()),
-        slots_bytes=_slots_bytes(models, terms, needs),
+        slots_bytes=_slots_bytes(models, terms, needs, is_gpu=gpu_of(limits.name) != NO_GPU),
         mailboxes_bytes=min(2 * terms.slots * inputs_bytes, terms.mailbox_bytes),
         workers_bytes=terms.workers * (base.worker_bytes + run_bytes(len(models)))
         + sum(_private_bytes(one, terms.workers) for one in models),
@@ -219,8 +221,11 @@ def _others_bytes(base: Base, *, is_first: bool) -> int:
     return base.zygote_bytes + (base.supervisor_bytes if is_first else 0)
 
 
-def _slots_bytes(models: Sequence[Found], terms: Terms, needs: Mapping[str, _Need]) -> int:
-    """Return what all slots will take: in each ring as much as its largest need, for each run at once."""
+def _slots_bytes(models: Sequence[Found], terms: Terms, needs: Mapping[str, _Need], *, is_gpu: bool) -> int:
+    """Return what all slots will take: in each ring as much as its largest need, for each run at once.
+
+    On a GPU a slot takes all of its size, whatever of it is used.
+    """
     rings: dict[str, int] = {}
     for one in models:
         ring = one.options.get("workspace", "")
@@ -228,6 +233,12 @@ def _slots_bytes(models: Sequence[Found], terms: Terms, needs: Mapping[str, _Nee
         # Outside of slots too, runs take memory: each worker's own.
         most_bytes = terms.slot_bytes if ring != PRIVATE else 0
         rings[ring] = max(rings.get(ring, 0), min(need_bytes, most_bytes or need_bytes))
+    if is_gpu:
+        rings |= {
+            name: slot_bytes(need_bytes, terms.slot_bytes, keeps_size=True)
+            for name, need_bytes in rings.items()
+            if name != PRIVATE
+        }
     return terms.slots * sum(rings.values())
 
 

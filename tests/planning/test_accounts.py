@@ -51,6 +51,17 @@ def test_each_ring_has_slots_of_its_largest_need_and_who_uses_none_has_memory_of
     assert [one.need_from for one in plan.models] == ["shapes", "shapes", "shapes", "a run"]
 
 
+def test_slots_on_a_gpu_take_their_whole_size():
+    gpu = CPU._replace(name="cuda:0")
+    one = found("a", need_bytes=PAGE, how="shapes")
+    assert planned(one, limits=(gpu,)).devices[0].slots_bytes == 2 * (64 << 20)
+    large = found("a", need_bytes=(256 << 20) + 1, how="shapes")
+    assert planned(large, limits=(gpu,)).devices[0].slots_bytes == 2 * (320 << 20)
+    assert planned(one, limits=(gpu,), slot_bytes=2 * PAGE).devices[0].slots_bytes == 4 * PAGE
+    outside = found("a", need_bytes=PAGE, how="shapes", options={"workspace": "private"})
+    assert planned(outside, limits=(gpu,)).devices[0].slots_bytes == 2 * PAGE
+
+
 def test_workers_have_each_model_and_warm_ones_share_most_of_it_with_the_zygote():
     cold = planned(found("a", private_bytes=7 * MB)).devices[0]
     assert cold.workers_bytes == 4 * (10 * MB + run_bytes(1) + 7 * MB)

@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from leftovers import wait_until
 from onecopy.pool import Pool
-from onecopy.pool.supervisor import sampler
+from onecopy.pool.supervisor import meter, sampler
 from onecopy.pool.supervisor.background import Background
 from onecopy.pool.supervisor.reactor import Reactor
 from onecopy.pool.supervisor.sampler import Sampler, read_memory
@@ -134,6 +135,24 @@ def test_a_background_that_was_never_used_has_no_thread():
 
 
 # --- the meter -----------------------------------------------------------------------------------------------
+
+
+def test_when_nothing_goes_on_any_more_the_heap_is_tidied_once(monkeypatch):
+    trimmed = []
+    monkeypatch.setattr(meter, "trim", lambda: trimmed.append(len(trimmed)))
+    devices = SimpleNamespace(cores=[], unanswered=1)
+    processes, exporter = SimpleNamespace(zygotes=[], children={}), SimpleNamespace(pid=0)
+    reactor = Reactor()
+    one = meter.Meter(devices, processes, exporter, None, [], reactor, lambda _: None)
+    for unanswered, times in ((1, 0), (0, 1), (0, 1)):
+        devices.unanswered = unanswered
+        one._measured(meter._Figures([], {}))
+        assert len(trimmed) == times
+    one.touch()
+    one._measured(meter._Figures([], {}))
+    assert len(trimmed) == 2
+    one.close()
+    reactor.close()
 
 
 class Hoarder:
