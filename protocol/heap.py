@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+from functools import cache
+from typing import Any
 
 
 def trim() -> None:
     """Give free pages back to the system; takes a millisecond or two, and page faults later."""
-    with contextlib.suppress(AttributeError, OSError):  # a libc without it
-        ctypes.CDLL(None).malloc_trim(0)
+    if (malloc_trim := _malloc_trim()) is not None:
+        malloc_trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    """Return the C library's function, None if it has none; once, because to look it up leaves garbage."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
