@@ -78,11 +78,15 @@ def slots() -> str:
     return "torch takes its memory from them"
 
 
+def is_compiled(module: str = "onecopy.pool.core.core") -> bool:
+    """Whether a module, by default one that every request goes through, is compiled."""
+    return not (importlib.import_module(module).__file__ or ".py").endswith(".py")
+
+
 def compiled_modules(module: str = "onecopy.pool.core.core") -> str:
-    """Look whether a module that every request goes through is compiled."""
-    file = importlib.import_module(module).__file__ or ""
-    if file.endswith(".py"):
-        raise Missing("this is an editable install, or was built without a C compiler")
+    """Look whether the modules that every request goes through are compiled."""
+    if not is_compiled(module):
+        raise Missing("this is an editable install, or was built without a C compiler or with ONECOPY_COMPILE=0")
     return "by mypyc"
 
 

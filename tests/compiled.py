@@ -10,13 +10,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from onecopy.pool.abilities import is_compiled
 from onecopy.pool.core import core
 
 _replace = pytest.MonkeyPatch.setattr
 
 
 def pytest_report_header() -> str:
-    if core.__file__.endswith(".py"):
+    if not is_compiled():
         raise pytest.UsageError(f"{core.__file__} is not compiled")
     return f"compiled: {core.__file__}"
 

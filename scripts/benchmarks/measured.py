@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import measured_peers
-from measured_rows import PARTS
+from measured_rows import PARTS, package
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[2] / "README.md"
@@ -65,5 +65,5 @@ def _told(one: dict[str, Any]) -> str:
         f"{one['cores']} cores ({one['machine']}, a virtual machine), {one['memory, GB']:.0f} GB, "
         f"Linux {one['kernel'].partition('-')[0]}, Python {one['python']}, torch {one['torch']}, "
         f"pyzmq {one['pyzmq']} with libzmq {one['libzmq']}; "
-        f"the package {'as wheels have it, compiled' if one.get('compiled') else 'interpreted, as in the tree'}."
+        f"{package(one)}."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from measured_rows import package
 from peers.catalogue import PEERS
 from peers.report import lost, median, number, rounds_of
 
@@ -28,7 +29,8 @@ def about(results: dict[str, Any]) -> str:
     failing = sorted({PEERS[line.partition(":")[0]].about for line in lost(results)})
     return (
         "Beside peers, by `scripts/bench-peers`: each in an environment of its own, the same models and "
-        f"requests, two workers with a thread each where speed is measured ({one['cpu']}, {one['cores']} cores). "
+        f"requests, two workers with a thread each where speed is measured ({one['cpu']}, {one['cores']} cores; "
+        f"onecopy: {package(one)}). "
         "What is small is 64 numbers through an MLP; 602 kB are an image through one light convolution. Peers and "
         "cells that were not measured yet are not shown"
         + (f"; `peers.txt` tells which requests of {', '.join(failing)} failed." if failing else ".")

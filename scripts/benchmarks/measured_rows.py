@@ -31,6 +31,11 @@ def _rate(per_second: float) -> str:
     return f"{round(per_second / digits) * digits:,}/s"
 
 
+def package(conditions: dict[str, Any]) -> str:
+    """Return which form of the package figures are of."""
+    return "the package as wheels have it, compiled" if conditions.get("compiled") else "the package interpreted"
+
+
 # --- rows ----------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +272,10 @@ def _soak(one: dict[str, Any]) -> Iterator[Row]:
             f"{wrong} wrong, lost or doubled answers, or things left behind; "
             f"{one['transitions covered']} state transitions"
         ),
-        f"private memory and regions at rest grew by {one['growth']:.1%}, of {one['growth allowed']:.0%} allowed",
+        (
+            f"private memory and regions at rest grew by {one['growth']:.1%}, "
+            f"of {one['growth allowed']:.0%} allowed; {package(one)}"
+        ),
     )
 
 

@@ -31,7 +31,7 @@ import two_models
 import weights
 import zmq
 from onecopy.pool import Pool
-from onecopy.pool.core import core
+from onecopy.pool.abilities import is_compiled
 from rich.console import Console
 from rich.table import Table
 from turns import Echo
@@ -58,7 +58,7 @@ def conditions() -> dict[str, Any]:
         "memory, GB": round(psutil.virtual_memory().total / 1e9, 1),
         "kernel": platform.release(),
         "machine": platform.machine(),
-        "compiled": not core.__file__.endswith(".py"),
+        "compiled": is_compiled(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pyzmq": zmq.__version__,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from onecopy.pool.abilities import is_compiled
 from rich.console import Console
 from rich.table import Table
 
@@ -42,6 +43,7 @@ def results(storm: Storm, command: str) -> dict[str, Any]:
         "memory": {name: _counted(storm.figures.get(name, {})) for name in ("before", "after")},
         "growth": storm.figures.get("growth"),
         "growth allowed": GROWTH,
+        "compiled": is_compiled(),
     }
 
 

@@ -107,3 +107,14 @@ def test_an_answer_tells_who_gave_it():
 def test_a_reason_names_no_folder_of_this_machine():
     said = environments.without_paths(f"{environments.ROOT}/a.py, {sys.base_prefix}/lib, {Path.home()}/b")
     assert said == "./a.py, python/lib, ~/b"
+
+
+def test_rounds_of_another_form_of_the_package_are_dropped_and_those_of_peers_stay(tmp_path):
+    results = Results(tmp_path / "peers.json")
+    for peer in ("onecopy", "mosec"):
+        results.rounds(peer, "speed", "small x 2").append({})
+    results.begin({"compiled": True}, is_quick=False)
+    assert list(results.values["peers"]) == ["mosec"]
+    results.rounds("onecopy", "speed", "small x 2").append({})
+    results.begin({"compiled": True}, is_quick=False)
+    assert list(results.values["peers"]) == ["mosec", "onecopy"]

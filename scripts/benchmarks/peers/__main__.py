@@ -93,6 +93,15 @@ class Results:
         """Drop what is known of a measure."""
         self.values["peers"].get(peer, {}).pop(measure, None)
 
+    def begin(self, conditions: dict[str, Any], *, is_quick: bool) -> None:
+        """Note what figures depend on from now on; rounds of another form of the package are dropped."""
+        before = self.values.get("conditions", {})
+        if before.get("compiled", False) != conditions["compiled"]:
+            for peer in [name for name, one in PEERS.items() if one.environment == "onecopy"]:
+                if self.values["peers"].pop(peer, None):
+                    print(f"{peer} is measured anew: its rounds are not of the package as it is now", flush=True)
+        self.values |= {"conditions": conditions, "quick": is_quick}
+
     def save(self) -> None:
         """Write the file, whole or not at all."""
         self._path.parent.mkdir(exist_ok=True)
@@ -108,7 +117,7 @@ def main() -> None:
     adopt_orphans()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that everything is ended then, too
     results = Results(plan.output.with_suffix(".json"))
-    results.values |= {"conditions": environments.conditions(), "quick": options.quick}
+    results.begin(environments.conditions(), is_quick=options.quick)
     for measure in options.measures:
         for peer in options.peers if options.again else ():
             results.forget(peer, measure)

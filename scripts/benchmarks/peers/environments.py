@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from onecopy.pool.abilities import is_compiled
+
 from .catalogue import ENVIRONMENTS, PLOTS, TORCH
 
 ROOT = Path(__file__).parents[3]
@@ -82,6 +84,7 @@ def conditions() -> dict[str, Any]:
         "memory, GB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "compiled": is_compiled(),
     }
 
 
