@@ -1,13 +1,14 @@
 """The states of everything that has some, as tables: what may follow what, and why.
 
-`TRANSITIONS[kind][state]` lists what may come next. Terminal states have an empty row. Code that changes a
+`TABLES[kind][state]` lists what may come next. Terminal states have an empty row. Code that changes a
 state goes through `Lifecycle.become`, which refuses what is not in the table and tells the object's story:
 a state machine that is wrong must fail loudly, near the cause.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 Table = dict[str, dict[str, str]]
 
@@ -111,6 +112,17 @@ class ImpossibleTransition(Exception):
     """A state change that no table allows: a bug in the caller, never a user's fault."""
 
 
+#: Called with kind, state before and state after of whatever changes its state in this process; see `observe`.
+Observer: TypeAlias = Callable[[str, str, str], None]
+_observer: Observer | None = None
+
+
+def observe(observer: Observer | None) -> None:
+    """Have every change of state told from now on, to somebody who counts them; None: to nobody."""
+    global _observer
+    _observer = observer
+
+
 class Lifecycle:
     """The state of one object, and how it came there.
 
@@ -145,6 +157,8 @@ class Lifecycle:
         if state not in self._table[self.state]:
             told = " -> ".join(self._story)
             raise ImpossibleTransition(f"{self._name[0]} {self._name[1]} cannot become {state}: {told}")
+        if _observer is not None:
+            _observer(self._name[0], self.state, state)
         self.state = state
         story = self._story
         self._story = (*story, state) if len(story) < _STORY_LENGTH else (*story[1:], state)

@@ -11,7 +11,7 @@ import os
 import struct
 from typing import Final, NamedTuple
 
-from onecopy.protocol.states import TABLES, Lifecycle
+from onecopy.protocol.states import TABLES, observe
 
 #: The variable that names the file.
 VARIABLE: Final = "ONECOPY_SOAK_TRANSITIONS"
@@ -62,15 +62,13 @@ class Transitions:
     def count_here(self) -> None:
         """Count what this process does from now on."""
         places = {one: index * _COUNT.size for index, one in enumerate(ALL)}
-        become, counts = Lifecycle.become, self._map
+        counts = self._map
 
-        def counted(life: Lifecycle, state: str) -> None:
-            before = life.state
-            become(life, state)
-            place = places[life._name[0], before, state]
+        def count(kind: str, before: str, after: str) -> None:
+            place = places[kind, before, after]
             _COUNT.pack_into(counts, place, _COUNT.unpack_from(counts, place)[0] + 1)
 
-        Lifecycle.become = counted
+        observe(count)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onecopy.protocol.states import TABLES, ImpossibleTransition, Lifecycle
+from onecopy.protocol.states import TABLES, ImpossibleTransition, Lifecycle, observe
 
 FIRST = {"request": "queued", "worker": "starting", "weight set": "declared", "region": "filling", "slot": "free"}
 TERMINAL = {"request": "answered", "worker": "dead", "weight set": "freed", "region": "freed", "slot": "freed"}
@@ -91,3 +91,17 @@ def test_a_walk_along_the_table_never_fails_and_ends_where_it_is_over(data):
         life.become(target)
         assert life.state == target
     assert life.is_over == (life.state == TERMINAL[kind])
+
+
+def test_changes_are_told_to_who_observes_and_those_that_are_refused_are_not():
+    told = []
+    observe(lambda *change: told.append(change))
+    try:
+        life = Lifecycle("request", 1, "queued")
+        life.become("running")
+        with pytest.raises(ImpossibleTransition):
+            life.become("running")
+    finally:
+        observe(None)
+    life.become("answered")
+    assert told == [("request", "queued", "running")]
