@@ -4,7 +4,7 @@
 
     ready ──► evicting: workers let go of it, then it is written out ──► evicted
       ▲                                                                     │ needed
-      └───────────── returning: it waits for its turn, and is read back ◄───┘
+      └── returning: it waits for its turn, and what is not cached is read ◄┘
 
 Whoever wants memory waits in one line. For the first of it weight sets are evicted, those of the least value: how
 often a set is used, times what its return costs, by the bytes that its eviction frees. What waits for it counts as
@@ -76,7 +76,7 @@ class Eviction:
         self._residents = Residents(library, sessions)
         self._out = out
         self._leaving: dict[WeightSet, _Leaving] = {}
-        self._returning: dict[WeightSet, None] = {}  # those that are being read back
+        self._returning: dict[WeightSet, None] = {}  # those that are being read
         self._look_at = _NEVER
 
     # --- what callers ask for -------------------------------------------------------------------------------

@@ -60,9 +60,12 @@ class RegionRecord:
         holders: fillers, and weight sets as ``("set", number)``.
         is_file: whether it is a file, which takes no memory of the pool.
         is_elsewhere: whether it takes no memory of the device: a file, or the processor's memory beside a GPU.
+        is_cached: whether its memory is the system's cache of what was written out, or is to be.
     """
 
-    __slots__ = ("filler", "holders", "is_elsewhere", "is_file", "key", "life", "number", "size_bytes")
+    __slots__ = (
+        "filler", "holders", "is_cached", "is_elsewhere", "is_file", "key", "life", "number", "size_bytes",
+    )  # fmt: skip
 
     def __init__(
         self, number: int, size_bytes: int, key: tuple[Any, ...] | None, filler: FillerKey, *, is_beside: bool
@@ -74,6 +77,7 @@ class RegionRecord:
         self.holders: set[Any] = {filler}
         self.is_file = key is not None and key[0] == "file"
         self.is_elsewhere = self.is_file or is_beside
+        self.is_cached = False
         self.life = Lifecycle("region", number, "filling")
 
     def __repr__(self) -> str:
@@ -104,7 +108,7 @@ class Regions:
         gpu, is_gpu: the same, and whether it is one.
         resident_bytes: the memory of those that are complete.
         filling_bytes: that of those that are being filled.
-        returning_bytes: what of the memory of complete ones is being read back.
+        cached_bytes: what of the memory of complete ones is the system's cache, or is to be.
     """
 
     def __init__(self, numbers: Numbers | None = None, *, gpu: int = -1) -> None:
@@ -112,7 +116,7 @@ class Regions:
         self.is_gpu = gpu >= 0
         self.resident_bytes = 0
         self.filling_bytes = 0
-        self.returning_bytes = 0
+        self.cached_bytes = 0
         self.freed: list[int] = []
         self.answers: list[tuple[FillerKey, list[RegionGrant]]] = []
         self._numbers = numbers or Numbers()
@@ -205,8 +209,8 @@ class Regions:
 
     @property
     def unwritten_bytes(self) -> int:
-        """What was handed out and may not be taken from the system yet."""
-        return self.filling_bytes + self.returning_bytes
+        """What was handed out, and counts as available for the system: it is not written yet, or a cache."""
+        return self.filling_bytes + self.cached_bytes
 
     def fillers(self) -> Iterator[FillerKey]:
         """Yield everybody who fills regions, or compares with some."""
@@ -266,18 +270,16 @@ class Regions:
             record = self._by_number[number]
             record.life.become(state)
             if state == "returning":
-                self.resident_bytes += record.size_bytes
-                self.returning_bytes += record.size_bytes
+                self._count(record)
 
     def moved(self, numbers: tuple[int, ...], *, is_away: bool) -> None:
         """Regions are out of memory, or in it; those that were freed meanwhile are of no matter."""
         for number in numbers:
             record = self._by_number.get(number)
             if record is not None:
-                if record.life.state == "returning":
-                    self.returning_bytes -= record.size_bytes
+                if is_away:
+                    self._uncount(record)
                 record.life.become("away" if is_away else "sealed")
-                self.resident_bytes -= record.size_bytes if is_away else 0
 
     # --- inside ---------------------------------------------------------------------------------------------
 
@@ -365,6 +367,12 @@ class Regions:
             del self._by_number[record.number]
             self.freed.append(record.number)
 
+    def _count(self, record: RegionRecord) -> None:
+        """Count what comes back: what was written out is mapped from there."""
+        record.is_cached = True
+        self.resident_bytes += record.size_bytes
+        self.cached_bytes += record.size_bytes
+
     def _uncount(self, record: RegionRecord) -> None:
         if record.is_elsewhere or record.life.state == "away":
             return
@@ -372,5 +380,6 @@ class Regions:
             self.filling_bytes -= record.size_bytes
             return
         self.resident_bytes -= record.size_bytes
-        if record.life.state == "returning":
-            self.returning_bytes -= record.size_bytes
+        if record.is_cached:
+            record.is_cached = False
+            self.cached_bytes -= record.size_bytes

@@ -1,23 +1,36 @@
 """Files that the content of regions is moved to when their memory is needed: a disk as a place for weights.
 
+::
+
+    region in memory ── written ──► file ── read ahead ──► the kernel's cache ── mapped ──► workers
+
 A file has no name: nobody else can open it, and its bytes are free when it is closed, however its owner ends. The
 kernel copies; nothing of the content passes through this process. What was written is on the disk before its
 memory is given up: so that memory is free indeed, not only once the kernel has written it, and a disk that fails
-does so in time. What the kernel keeps in its cache makes the way back short, and is dropped when memory is short.
+does so in time. Nobody has it open to be written from then on.
+
+The way back is no copy: the file is mapped, and its pages are those of the kernel's cache, which keeps them while
+there is memory. So content that was away for a moment is back at once. What is not in the cache is read before
+anybody waits for a page of it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from .cgroups import mounts
 
 #: What is copied before it is asked again whether it is still wanted: a tenth of a second on a slow disk.
 CHUNK_BYTES: Final = 16 << 20
+#: What is read at once of what is not in the cache; it is read into memory that is thrown away.
+_READ_BYTES: Final = 1 << 20
 #: Left free on the disk: this part of it, and at most so much.
 _KEPT_PART: Final = 20
 _MOST_KEPT_BYTES: Final = 1 << 30
@@ -98,37 +111,83 @@ class SpillFolder:
 
 
 def write_out(source_fd: int, file_fd: int, size_bytes: int, is_wanted: Callable[[], bool]) -> None:
-    """Write content to a file, on the disk.
+    """Have the kernel copy content to a file, on the disk.
 
     Raises:
         NotWanted: it was asked for no longer.
         OSError: the disk is full, or fails.
     """
-    # Chunk by chunk: never are more than these bytes in memory twice, and none of the waits for the disk is long.
-    _copy(source_fd, file_fd, size_bytes, is_wanted, lambda: os.fdatasync(file_fd))
+    os.lseek(file_fd, 0, os.SEEK_SET)
+    done_bytes = 0
+    while done_bytes < size_bytes:
+        _check_wanted(is_wanted)
+        count = os.sendfile(file_fd, source_fd, done_bytes, min(CHUNK_BYTES, size_bytes - done_bytes))
+        if not count:
+            raise _ended(done_bytes, size_bytes)
+        done_bytes += count
+        # Chunk by chunk: never are more than these bytes in memory twice, and none of the waits for it is long.
+        os.fdatasync(file_fd)
 
 
-def read_back(file_fd: int, target_fd: int, size_bytes: int, is_wanted: Callable[[], bool]) -> None:
-    """Read content from a file into memory.
+def reopened_to_read(file_fd: int) -> int:
+    """Return a descriptor of a file through which it cannot be written, nor can it be opened so by mistake.
+
+    Raises:
+        OSError: it cannot be opened again, or not be mapped.
+    """
+    mmap.mmap(file_fd, 1, access=mmap.ACCESS_COPY).close()  # where that fails it must not have left memory
+    os.fchmod(file_fd, 0o400)
+    return os.open(f"/proc/self/fd/{file_fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def read_ahead(file_fd: int, size_bytes: int, is_wanted: Callable[[], bool]) -> None:
+    """See to it that the content of a file is in the kernel's cache.
 
     Raises:
         NotWanted: it was asked for no longer.
-        OSError: there is no memory for it, or the disk fails.
+        OSError: it cannot be mapped, or the disk fails.
     """
-    _copy(file_fd, target_fd, size_bytes, is_wanted, lambda: None)
+    found_bytes = os.fstat(file_fd).st_size
+    if found_bytes < size_bytes:
+        raise _ended(found_bytes, size_bytes)
+    for start in range(0, size_bytes, CHUNK_BYTES):
+        _check_wanted(is_wanted)
+        end = min(start + CHUNK_BYTES, size_bytes)
+        if not _is_cached(file_fd, start, end - start):
+            _read(file_fd, start, end)
 
 
-def _copy(
-    source_fd: int, target_fd: int, size_bytes: int, is_wanted: Callable[[], bool], after: Callable[[], None]
-) -> None:
-    """Have the kernel copy the first bytes of one file to the beginning of another."""
-    os.lseek(target_fd, 0, os.SEEK_SET)
-    done_bytes = 0
-    while done_bytes < size_bytes:
-        if not is_wanted():
-            raise NotWanted
-        count = os.sendfile(target_fd, source_fd, done_bytes, min(CHUNK_BYTES, size_bytes - done_bytes))
+def _read(file_fd: int, start: int, end: int) -> None:
+    buffer = memoryview(bytearray(_READ_BYTES))
+    while start < end:
+        count = os.preadv(file_fd, [buffer[: end - start]], start)
         if not count:
-            raise OSError(errno.EIO, f"the content ends after {done_bytes:,} of {size_bytes:,} bytes")
-        done_bytes += count
-        after()
+            raise _ended(start, end)
+        start += count
+
+
+def _is_cached(file_fd: int, offset_bytes: int, size_bytes: int) -> bool:
+    """Whether all pages of a piece of a file are in the kernel's cache; mincore(2) tells the file's owner."""
+    pages = ctypes.create_string_buffer(-(-size_bytes // mmap.PAGESIZE))
+    # Mapped privately, and so writable for ctypes, which has no other way to an address.
+    with mmap.mmap(file_fd, size_bytes, access=mmap.ACCESS_COPY, offset=offset_bytes) as mapped:
+        piece = ctypes.c_char.from_buffer(mapped)
+        is_unknown = _mincore()(ctypes.addressof(piece), size_bytes, pages)
+        del piece
+    return not is_unknown and all(page & 1 for page in pages.raw)
+
+
+@cache
+def _mincore() -> Callable[..., int]:
+    function = ctypes.CDLL(None, use_errno=True).mincore
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    return function
+
+
+def _check_wanted(is_wanted: Callable[[], bool]) -> None:
+    if not is_wanted():
+        raise NotWanted
+
+
+def _ended(at_bytes: int, size_bytes: int) -> OSError:
+    return OSError(errno.EIO, f"the content ends after {at_bytes:,} of {size_bytes:,} bytes")

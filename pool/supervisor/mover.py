@@ -3,7 +3,7 @@
 A thread has the kernel copy, on descriptors of its own: a region that is freed meanwhile is closed by the shelf at
 once, and its memory is free as soon as the thread looks up from the chunk that it is at. What comes of an order is
 told when all its regions are where they should be, and their memory is free, or where they were. The copy on the
-disk stays as long as the region exists: content never changes, so to move it out again costs nothing.
+disk stays as long as the region exists: it is what comes back, mapped, and to move it out again costs nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from ...protocol.errors import OutOfBudget, PoolError
@@ -19,14 +20,14 @@ from ..core import events
 from ..core.instructions import MoveRegions
 from ..memory.base import RegionRefused
 from ..memory.machine import Machine
-from ..memory.spill import NotWanted, SpillFolder, SpillRefused, read_back, write_out
+from ..memory.spill import NotWanted, SpillFolder, SpillRefused, read_ahead, reopened_to_read, write_out
 from .background import Background
 from .reactor import Reactor
 from .shelf import Shelf
 
 
 class _File(NamedTuple):
-    """A copy of a region's content on the disk."""
+    """A copy of a region's content on the disk, open to be read."""
 
     fd: int
     size_bytes: int
@@ -37,7 +38,8 @@ class _Move:
 
     Attributes:
         is_clean: whether the disk has its content already.
-        source_fd, target_fd: ours to close; -1 once closed, or not made yet.
+        source_fd: what it is read from, the region or its file; ours to close, -1 once closed.
+        file_fd: the file that was written; ours to close until it is taken, -1 if there is none.
         is_wanted: false once the region is freed, or the supervisor ends.
     """
 
@@ -46,20 +48,24 @@ class _Move:
         self.size_bytes = size_bytes
         self.is_clean = is_clean
         self.source_fd = source_fd
-        self.target_fd = -1
+        self.file_fd = -1
         self.is_wanted = True
 
-    def take_target(self) -> int:
-        """Return the target for the caller to keep or close."""
-        fd, self.target_fd = self.target_fd, -1
+    def take_source(self) -> int:
+        """Return what is read from, for the caller to keep or close."""
+        fd, self.source_fd = self.source_fd, -1
+        return fd
+
+    def take_file(self) -> int:
+        """Return what was written, for the caller to keep or close."""
+        fd, self.file_fd = self.file_fd, -1
         return fd
 
     def close(self) -> None:
         """Close what is still open."""
-        for fd in (self.source_fd, self.target_fd):
+        for fd in (self.take_source(), self.take_file()):
             if fd >= 0:
                 os.close(fd)
-        self.source_fd = self.target_fd = -1
 
 
 class _Result(NamedTuple):
@@ -159,11 +165,11 @@ class Mover:
                 moves.append(_Move(number, region.size_bytes, os.dup(region.fd), is_clean=is_clean))
 
     def _come_back(self, numbers: tuple[int, ...], moves: list[_Move]) -> None:
-        """Make the memory that regions come back to.
+        """Take the files that regions come back as.
 
         Raises:
-            OutOfBudget: there is not enough for all of them.
-            RegionRefused, OSError: it could not be made.
+            OutOfBudget: there is not enough memory for all of them.
+            OSError: there are too many descriptors.
         """
         away = [one for one in dict.fromkeys(numbers) if one in self._files and not self._shelf.has(one)]
         needed_bytes = sum(self._files[number].size_bytes for number in away)
@@ -178,7 +184,6 @@ class Mover:
         for number in away:
             file = self._files[number]
             moves.append(_Move(number, file.size_bytes, os.dup(file.fd), is_clean=True))
-            moves[-1].target_fd = os.dup(self._shelf.bring_back(number, file.size_bytes).fd)
 
     # --- in the thread --------------------------------------------------------------------------------------
 
@@ -187,33 +192,31 @@ class Mover:
         if unclean:
             self._folder.check(sum(move.size_bytes for move in unclean))
         for move in unclean:
-            move.target_fd = self._folder.create()
-            _unless_given_up(move, write_out)
+            fd = self._folder.create()
+            try:
+                if _unless_given_up(move, partial(write_out, move.source_fd, fd)):
+                    move.file_fd = reopened_to_read(fd)
+            finally:
+                os.close(fd)
 
     # --- after ----------------------------------------------------------------------------------------------
 
     def _arrived(self, one: MoveRegions, moves: list[_Move], result: _Result) -> None:
         """Let the shelf have what is in memory now, and nothing else."""
-        if one.tier == "memory":
-            self._came_back(moves, is_done=result.error is None)
-        elif result.error is None:
-            self._went_out(moves)
+        if result.error is None:
+            (self._came_back if one.tier == "memory" else self._went_out)(moves)
         self._closer.do(lambda: _close(moves), lambda _: self._tell(one, moves, result))
 
     def _went_out(self, moves: list[_Move]) -> None:
         for move in moves:
             if move.is_wanted and not move.is_clean:
-                self._files[move.region] = _File(move.take_target(), move.size_bytes)
+                self._files[move.region] = _File(move.take_file(), move.size_bytes)
             self._shelf.put_away(move.region)
 
-    def _came_back(self, moves: list[_Move], *, is_done: bool) -> None:
+    def _came_back(self, moves: list[_Move]) -> None:
         for move in moves:
-            if not move.is_wanted:
-                continue  # the shelf has closed it
-            if is_done:
-                self._shelf.seal(move.region)
-            else:
-                self._shelf.put_away(move.region)
+            if move.is_wanted:
+                self._shelf.bring_back(move.region, move.take_source(), move.size_bytes)
 
     @property
     def fallbacks(self) -> list[str]:
@@ -247,15 +250,17 @@ def _close(moves: list[_Move]) -> None:
 
 def _read(moves: list[_Move]) -> None:
     for move in moves:
-        _unless_given_up(move, read_back)
+        _unless_given_up(move, partial(read_ahead, move.source_fd))
 
 
-def _unless_given_up(move: _Move, copy: Callable[[int, int, int, Callable[[], bool]], None]) -> None:
-    """Copy a region, unless it is freed meanwhile."""
+def _unless_given_up(move: _Move, work: Callable[[int, Callable[[], bool]], None]) -> bool:
+    """Write or read a region; false if it was freed meanwhile."""
     try:
-        copy(move.source_fd, move.target_fd, move.size_bytes, lambda: move.is_wanted)
+        work(move.size_bytes, lambda: move.is_wanted)
     except NotWanted:
         move.close()
+        return False
+    return True
 
 
 def _record_of(error: Exception) -> Record:

@@ -5,6 +5,7 @@ Those of a GPU are in its memory, but for mailboxes, and for what of a weight se
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
@@ -48,7 +49,7 @@ class Shelf:
     ) -> None:
         self._host = host
         self._stores = stores
-        self._store_of: dict[int, RegionStore] = {}  # by region in memory
+        self._store_of: dict[int, RegionStore] = {}  # by region, but for those that came back as files
         self._send = send
         self._feed = feed
         self._note = note
@@ -166,16 +167,17 @@ class Shelf:
 
     def put_away(self, number: int) -> None:
         """Give up the memory of a region that has a copy elsewhere; no matter if it has none."""
-        if number in self._regions:
-            self._store_of.pop(number).close(self._regions.pop(number))
+        region, store = self._regions.pop(number, None), self._store_of.pop(number, None)
+        if region is None:
+            return
+        if store is None:
+            os.close(region.fd)
+        else:
+            store.close(region)
 
-    def bring_back(self, number: int, size_bytes: int) -> Region:
-        """Make the memory that the content of a region shall come back to.
-
-        Raises:
-            RegionRefused, OSError: it cannot be made.
-        """
-        return self._create(self._store_on(number), number, size_bytes, _WEIGHTS)
+    def bring_back(self, number: int, fd: int, size_bytes: int) -> None:
+        """Have a region again whose content is in a file that nobody can write any more; take over the file."""
+        self._regions[number] = Region(fd, size_bytes, sealed=True, name=_WEIGHTS)
 
     def seal(self, number: int) -> None:
         """Make a region unchangeable.
@@ -198,7 +200,7 @@ class Shelf:
     def allocated_bytes(self, which: Sequence[int] | None = None) -> int:
         """Return how much memory regions take: all, or these; files take none."""
         numbers = self._regions if which is None else [number for number in which if number in self._regions]
-        return sum(self._store_of[number].allocated_bytes(self._regions[number]) for number in numbers)
+        return sum(map(self._taken_bytes, numbers))
 
     def allocated_on(self, device: int) -> int:
         """Return how much of a GPU's own memory regions take."""
@@ -220,6 +222,10 @@ class Shelf:
                 error = LoadFailed(f"{change}; it is loaded anew when it is needed again").to_record()
                 self._feed(events.FileChanged(number, error))
         return changes
+
+    def _taken_bytes(self, number: int) -> int:
+        region, store = self._regions[number], self._store_of.get(number)
+        return store.allocated_bytes(region) if store else region.size_bytes  # of a file all counts
 
     def _store_on(self, number: int) -> RegionStore:
         return self._stores[device_of(number, len(self._stores))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Self
@@ -16,14 +17,55 @@ _LOOK_EVERY_S = 0.005
 
 
 def memory_of(supervisor_pid: int) -> int:
-    """Return what a pool takes in bytes: private pages of its processes, and the blocks of every region once."""
+    """Return what a pool takes in bytes: private pages of its processes, and every region once.
+
+    Of a region in memory its blocks count; of one that is a file without a name all that some process has mapped,
+    as if every page of it were there.
+    """
     total_bytes = _regions_bytes(supervisor_pid)
-    with contextlib.suppress(psutil.NoSuchProcess):
+    mapped: dict[str, int] = {}
+    for pid in _pids_of(supervisor_pid):
+        _add_nameless_files(pid, mapped)
+        if memory := read_memory(pid):
+            total_bytes += memory.private
+    return total_bytes + sum(mapped.values())
+
+
+def memory_of_stopped(supervisor_pid: int) -> int:
+    """Return what a pool takes at one moment: it is stopped, looked at, and goes on.
+
+    Without that, what one process gives up while others are looked at, for another to take, would count twice.
+    """
+    pids = _pids_of(supervisor_pid)
+    try:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        return memory_of(supervisor_pid)
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _pids_of(supervisor_pid: int) -> list[int]:
+    """Return the processes of a pool; the supervisor is first, without which there are no new ones."""
+    try:
         supervisor = psutil.Process(supervisor_pid)
-        for process in [supervisor, *supervisor.children(recursive=True)]:
-            if memory := read_memory(process.pid):
-                total_bytes += memory.private
-    return total_bytes
+        return [supervisor_pid, *(process.pid for process in supervisor.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _add_nameless_files(pid: int, mapped: dict[str, int]) -> None:
+    """Add the files that a process has mapped and that have no name, with what is mapped of each."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8") as file:
+        for line in file:
+            if line.endswith(" (deleted)\n") and "/memfd:" not in line:
+                addresses, _, offset, device, inode, _ = line.split(maxsplit=5)
+                start, end = (int(address, 16) for address in addresses.split("-"))
+                key = f"{device} {inode}"
+                mapped[key] = max(mapped.get(key, 0), int(offset, 16) + end - start)
 
 
 def _regions_bytes(pid: int) -> int:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -124,6 +124,17 @@ class Attack:
             resource.prlimit(self.supervisor, resource.RLIMIT_FSIZE, (hard, hard))
             for span in spans:
                 span.to_s = time.monotonic() + _DISK_S
+
+    @contextmanager
+    def cut_files(self, size_bytes: int) -> Generator[None]:
+        """Empty files of the supervisor's that have no name, and this size, meanwhile."""
+        with self.entries.lock:
+            span = self._acts.allow("out_of_budget", ANY, time.monotonic())
+        with ExitStack() as stack:
+            for file in census.nameless_files(self.supervisor, size_bytes):
+                stack.enter_context(census.cut(file))
+            yield
+        span.to_s = time.monotonic() + _DISK_S
 
     # --- models ---------------------------------------------------------------------------------------------
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 from collections import Counter
 from collections.abc import Generator, Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -111,6 +112,37 @@ def stopped(pids: Iterable[int], runtime: Path) -> Generator[None]:
             stack.callback(send, pidfd, signal.SIGCONT)
             send(pidfd, signal.SIGSTOP)
         yield
+
+
+def nameless_files(pid: int, size_bytes: int) -> list[Path]:
+    """Return the files of this size that a process has open and that have no name, each once; memory is none."""
+    found: dict[int, Path] = {}
+    for fd, target in _targets(pid).items():
+        path = Path(f"/proc/{pid}/fd/{fd}")
+        if target.endswith(" (deleted)") and not target.startswith("/memfd:"):
+            with suppress(OSError):
+                status = path.stat()
+                if status.st_size == size_bytes:
+                    found[status.st_ino] = path
+    return list(found.values())
+
+
+@contextmanager
+def cut(path: Path) -> Generator[None]:
+    """Let a file of at most a few megabytes be empty meanwhile."""
+    with ExitStack() as stack:
+        mode = path.stat().st_mode
+        path.chmod(0o600)
+        file = stack.enter_context(path.open("r+b"))  # the process may close it
+        content = file.read()
+        file.truncate(0)
+        try:
+            yield
+        finally:
+            file.seek(0)
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), stat.S_IMODE(mode))
 
 
 def shared_memory() -> frozenset[str]:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from . import census
 from .clients import wait_for
-from .own import LARGE, OWN, STAMP, Actor, Aims, beside
+from .own import LARGE, OWN, STAMP, UNUSUAL, WEIGHT_BYTES, Actor, Aims, beside
 
 
 class MemoryActs(Actor):
@@ -25,7 +25,7 @@ class MemoryActs(Actor):
             self.unload_while_held: ("weight set: evicting -> draining",),
             self.unload_evicted: ("weight set: evicted -> freed", "region: away -> freed"),
             self.unload_while_returning: ("weight set: returning -> freed", "region: returning -> freed"),
-            self.return_to_no_memory: ("weight set: returning -> evicted", "region: returning -> away"),
+            self.return_from_a_bad_disk: ("weight set: returning -> evicted", "region: returning -> away"),
         }  # fmt: skip
 
     def evict(self) -> None:
@@ -76,10 +76,10 @@ class MemoryActs(Actor):
             self._attack.attempt("pin", OWN)
             wait_for(lambda: self._own.state == "returning", 0.5, 0.001)
 
-    def return_to_no_memory(self) -> None:
-        """Have a model come back when there is no memory for it."""
-        if self._own.load() and not self._own.evict():
-            with self._attack.small_files():
+    def return_from_a_bad_disk(self) -> None:
+        """Have a model come back while the disk has lost what was written there."""
+        if self._own.load(STAMP, UNUSUAL) and not self._own.evict():
+            with self._attack.cut_files(UNUSUAL * WEIGHT_BYTES):
                 self._attack.attempt("pin", OWN, "out_of_budget")
                 self._rest(0.1)
             self._own.ask()

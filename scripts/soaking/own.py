@@ -20,6 +20,9 @@ STAMP: Final = "soaking.models:Stamp"
 OWN: Final = "own"
 #: How many weights it has where they shall take a while to be written: 128 MB.
 LARGE: Final = 1 << 24
+#: How many it has where its file is to be found by its size, in whole pages: 3 MB.
+UNUSUAL: Final = 3 << 17
+WEIGHT_BYTES: Final = 8
 
 
 class OwnModel:

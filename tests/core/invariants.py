@@ -236,7 +236,9 @@ def check_memory(core: Core, before_bytes: int) -> None:
     by_state.pop("away", 0)
     by_state.pop("elsewhere", 0)
     assert regions.resident_bytes == sum(by_state.values())
-    assert regions.returning_bytes == by_state.get("returning", 0)
+    cached = [record for record in regions if record.is_cached]
+    assert regions.cached_bytes == sum(record.size_bytes for record in cached)
+    assert {record.life.state for record in cached} <= {"returning", "sealed", "leaving"}
     assert handed_out_bytes(core) <= before_bytes or free_as_measured(core) >= 0, f"{ledger} was exceeded"
     returning = {claim.version for claim in core.admission if isinstance(claim, ReturnClaim)}
     for version in holdings.sets.values():

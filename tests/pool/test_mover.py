@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import mmap
 import os
 import resource
 import signal
@@ -17,11 +18,12 @@ from onecopy.pool.core.instructions import GrantRegions, MoveRegions
 from onecopy.pool.core.regions import RegionGrant
 from onecopy.pool.memory import spill
 from onecopy.pool.memory.machine import FakeMachine
-from onecopy.pool.memory.memfd import SEALS, MemfdStore
+from onecopy.pool.memory.memfd import MemfdStore
 from onecopy.pool.memory.spill import SpillFolder
 from onecopy.pool.supervisor.mover import Mover
 from onecopy.pool.supervisor.reactor import Reactor
 from onecopy.pool.supervisor.shelf import Shelf
+from onecopy.protocol.mapping import map_region
 
 MIB = 1 << 20
 #: Above any size in these tests, so that only one that wants to is refused.
@@ -145,14 +147,26 @@ def test_a_region_leaves_memory_for_a_file_without_a_name_and_comes_back_as_it_w
     assert hands.notes == []
 
 
-def test_what_has_come_back_is_sealed_again(hands):
+def test_what_has_come_back_cannot_be_written(hands):
     hands.fill(1, CONTENT)
     hands.move(1, tier="disk")
     hands.move(1, tier="memory")
     (fd,) = hands.shelf.fds((1,))
-    assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS
+    assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    assert os.fstat(fd).st_mode & 0o777 == 0o400
     with pytest.raises(PermissionError):
-        os.pwrite(fd, b"x", 0)
+        mmap.mmap(fd, len(CONTENT), access=mmap.ACCESS_WRITE)
+    mapping = map_region(fd, len(CONTENT))
+    mapping[0:3] = b"xyz"  # a page of its own
+    assert hands.content_of(1) == CONTENT
+
+
+def test_what_comes_back_is_the_file_that_it_left_for(hands):
+    hands.fill(1, CONTENT)
+    hands.move(1, tier="disk")
+    hands.move(1, tier="memory")
+    (fd,) = hands.shelf.fds((1,))
+    assert os.path.sameopenfile(fd, hands.mover._files[1].fd)
 
 
 def test_what_was_away_once_leaves_without_being_written_again(hands, monkeypatch):
@@ -251,7 +265,9 @@ def test_what_cannot_be_read_back_stays_on_the_disk_and_leaves_no_memory_behind(
     hands.fill(1, CONTENT)
     hands.fill(2, CONTENT)
     hands.move(1, 2, tier="disk")
-    os.ftruncate(hands.mover._files[2].fd, 5000)
+    path = f"/proc/self/fd/{hands.mover._files[2].fd}"
+    os.chmod(path, 0o600)
+    os.truncate(path, 5000)
     told = hands.move(1, 2, tier="memory")
     assert "ends after 5,000 of 100,000 bytes" in told.error["message"]
     assert (hands.mover.evicted_bytes(), hands.shelf.allocated_bytes()) == (200_000, 0)
