@@ -52,6 +52,9 @@ def load(
     warm: Annotated[bool, typer.Option("--warm", help="Load and thaw it once, now.")] = False,
     pin: Annotated[bool, typer.Option("--pin", help="Keep its weights in memory.")] = False,
     grad: Annotated[bool, typer.Option("--grad", help="Run with autograd.")] = False,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="On a GPU, replay calls of equal shapes.")
+    ] = False,
     endpoint: Endpoint = None,
 ) -> None:
     """Load a model, or a new version of one, while the pool serves; returns when workers can run it.
@@ -66,7 +69,7 @@ def load(
     model = Model(
         source, args=given["args"], kwargs=given["kwargs"], weights=weights, dtype=dtype, task=task,
         trusted=trusted, residency=cast(Any, residency), sharing=cast(Any, sharing), method=method, warm=warm,
-        pin=pin, grad=grad, workspace=workspace, on_overflow=cast(Any, on_overflow),
+        pin=pin, grad=grad, cuda_graph=cuda_graph, workspace=workspace, on_overflow=cast(Any, on_overflow),
         max_batch=max_batch, max_wait_ms=max_wait_ms, share=share, max_queue=max_queue,
     )  # fmt: skip
     paths = [os.getcwd(), *app_paths()]

@@ -99,6 +99,9 @@ class Model:
             one with the least to do. An object that already exists can be on one.
         divide: where its weights fit on no device alone, divide them among several, by layers.
         grad: run with autograd; otherwise every run is under ``torch.inference_mode``.
+        cuda_graph: on a GPU, record what a call tells it, and replay that for calls which differ in nothing but
+            the content of their tensors; not in shapes, nor in any other argument. What a method does besides
+            computing with tensors of the GPU it does no more then.
         warm: load the model when the pool starts, and thaw it once, before workers are forked: they share that
             memory too, and their first request waits for nothing. Unloading it takes a new set of workers.
         pin: keep the weights in memory once they are there, even if they lie idle and others need the room.
@@ -137,6 +140,7 @@ class Model:
     replicas: int = 1
     divide: bool = True
     grad: bool = False
+    cuda_graph: bool = False
     warm: bool = False
     pin: bool = False
     repoint: bool = True
@@ -156,6 +160,9 @@ class Model:
         check_name("method", self.method)
         check_flag("pin", self.pin)
         check_flag("divide", self.divide)
+        check_flag("cuda_graph", self.cuda_graph)
+        if self.cuda_graph and self.grad:
+            raise ConfigError("cuda_graph is for models without grad=True: calls are recorded without gradients")
         self._check_scheduling()
         self._check_devices()
         self._check_kind()
@@ -239,7 +246,7 @@ class Model:
             "min_workers": self.min_workers, "max_workers": self.max_workers,
             "adaptive": self.adaptive,
         }  # fmt: skip
-        for key in ("weights", "dtype", "task", "trusted", "pin"):
+        for key in ("weights", "dtype", "task", "trusted", "pin", "cuda_graph"):
             if value := getattr(self, key):
                 options[key] = value
         if self.devices:

@@ -82,7 +82,7 @@ def _model_from_table(where: str, table: Any, folder: str) -> Model:
         "prepare": str, "method": str, "residency": str, "sharing": str, "workspace": str,
         "on_overflow": str, "max_batch": int, "max_wait_ms": float, "collate": str, "split": str, "share": float,
         "max_queue": int, "min_workers": int, "max_workers": int, "adaptive": bool,
-        "grad": bool, "warm": bool, "pin": bool, "repoint": bool, "replicas": int,
+        "grad": bool, "cuda_graph": bool, "warm": bool, "pin": bool, "repoint": bool, "replicas": int,
         "divide": bool,
     }  # fmt: skip
     checked = {key: value for key, value in values.items() if key not in ("example", "device")}

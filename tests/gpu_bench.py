@@ -86,12 +86,12 @@ class Bench:
         self.supervisor.close()
         os.close(self.mailbox_fd)
 
-    def run(self, model, *parts, method="__call__", credit=0, grad=False, **options):
+    def run(self, model, *parts, method="__call__", credit=0, grad=False, graphs=None, **options):
         """Return the result, or the error, of each part."""
         buffers = [buffer for _, own in parts for buffer in own]
         order = Run(1, 1, method, [wire for wire, _ in parts], credit, 0, 0, 0)
         held = SimpleNamespace(
-            name="m", grad=grad, batching=Batching("m", options, lambda name: getattr(model, name))
+            name="m", grad=grad, graphs=graphs, batching=Batching("m", options, lambda name: getattr(model, name))
         )
         answers, buffers = self.runs.run(
             order, Delivery(order, buffers, []), held, getattr(model, method), Stay(None, 0)

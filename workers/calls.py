@@ -51,7 +51,7 @@ class Caller:
     ) -> None:
         self.held = held
         self.method = method
-        self.function = function if transfers is None else transfers.around(function)
+        self.function = function if transfers is None else _around(function, method, held, transfers)
         self.stay = stay
         self._interrupts = interrupts
         self._transfers = transfers
@@ -145,3 +145,10 @@ class Caller:
     def mode(self) -> contextlib.AbstractContextManager[Any]:
         """Return what calls are made in: with gradients where the model wants them."""
         return torch.enable_grad() if self.held.grad else torch.inference_mode()
+
+
+def _around(
+    function: Callable[..., Any], method: str, held: HeldModel, transfers: Transfers
+) -> Callable[..., Any]:
+    """Return what calls the model on the GPU with values of the host."""
+    return transfers.around(held.graphs.around(method, function) if held.graphs is not None else function)

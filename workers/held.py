@@ -24,6 +24,7 @@ from .paths import extend_path
 
 if TYPE_CHECKING:
     from .batches import Batching
+    from .graphs import Graphs
 
 #: From ``<bits/mman.h>``; `mmap` lacks its name.
 _MAP_FIXED: Final = 0x10
@@ -92,6 +93,15 @@ class HeldModel:
         from .batches import Batching  # it imports torch, which a zygote must not do at once
 
         return Batching(self.name, self._options, self.method)
+
+    @functools.cached_property
+    def graphs(self) -> Graphs | None:
+        """What makes its calls of CUDA graphs; None where they are made as they are."""
+        if self._gpu is None or not self._options.get("cuda_graph") or self._gpu.device.type != "cuda":
+            return None
+        from .graphs import Graphs, TorchRecorder
+
+        return Graphs(self.name, TorchRecorder())
 
     def let_go(self) -> None:
         """Give the regions back, although the model goes on referring to them: who touches it from now on dies.

@@ -40,6 +40,8 @@ def _of_model(core: Core, version: WeightSet) -> Iterator[str]:
     yield from version.notes
     if version.number in core.workspace.stateful:
         yield "it runs outside of slots, because it keeps tensors between its runs"
+    if version.load.options.get("cuda_graph") and not core.is_gpu:
+        yield "its calls are not recorded: CUDA graphs are for models on a GPU"
     if version.stays_because:
         yield f"it is not evicted: {version.stays_because}"
     if version.opaque:

@@ -26,7 +26,7 @@ _OPTIONS: Final[dict[str, tuple[type, ...]]] = {
         ),
         (str,),
     ),
-    **dict.fromkeys(("grad", "warm", "adaptive", "pin", "trusted", "divide"), (bool,)),
+    **dict.fromkeys(("grad", "cuda_graph", "warm", "adaptive", "pin", "trusted", "divide"), (bool,)),
     **dict.fromkeys(("max_batch", "max_queue", "min_workers", "max_workers", "replicas", "size_bytes"), (int,)),
     **dict.fromkeys(("share", "max_wait_ms"), (int, float)),
     "devices": (list,),

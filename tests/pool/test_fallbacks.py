@@ -42,6 +42,14 @@ def test_a_model_that_keeps_tensors_is_named():
         )
 
 
+def test_a_model_whose_calls_are_recorded_on_gpus_only_is_named_elsewhere():
+    with Pool({"scale": Model(pool_models.Scale(3.0), cuda_graph=True)}, workers=1) as pool:
+        assert torch.equal(pool.run("scale", torch.ones(2)), torch.full((2,), 3.0))
+        assert pool.status().fallbacks == [
+            "scale: its calls are not recorded: CUDA graphs are for models on a GPU"
+        ]
+
+
 def test_mailboxes_that_were_refused_are_told_by_the_pool_and_by_the_client():
     with Pool({"echo": pool_models.Trouble()}, workers=1, mailbox="1MiB") as pool:
         x = np.zeros(1 << 20)

@@ -53,6 +53,7 @@ def test_options_are_plain_and_hold_what_was_asked_for():
         "max_batch": 8, "max_wait_ms": 2.0, "collate": "join", "split": "cut", "share": 3.0, "max_queue": 9,
     }.items()  # fmt: skip
     assert {type(options[key]) for key in ("max_wait_ms", "share")} == {float}
+    assert Model(MODULE, cuda_graph=True).options["cuda_graph"] is True
     assert Model("/m.pt", trusted=True).options["trusted"] is True
     assert Model("/m", task="text-classification").options["task"] == "text-classification"
 
@@ -91,6 +92,8 @@ def test_options_are_plain_and_hold_what_was_asked_for():
         (MODULE, {"share": float("inf")}, "share must be a number above 0"),
         (MODULE, {"max_queue": -1}, "max_queue must be a whole number from 0 to 100000"),
         (MODULE, {"adaptive": 1}, "adaptive must be true or false, not 1"),
+        (MODULE, {"cuda_graph": "yes"}, "cuda_graph must be true or false, not 'yes'"),
+        (MODULE, {"cuda_graph": True, "grad": True}, "cuda_graph is for models without grad=True"),
         (MODULE, {"collate": "join"}, "collate is for batches; with max_batch=1 every call runs alone"),
         (MODULE, {"max_batch": 2, "split": "_cut"}, "split must be the name of a public method.*'_cut'"),
         (MODULE, {"max_batch": 2, "collate": print}, "collate .*a name has"),
@@ -142,6 +145,8 @@ def test_a_pool_toml_finds_paths_from_its_own_folder(tmp_path, monkeypatch):
         ("max_batch = 2.0", r"models\.m\.max_batch must be int, not float"),
         ("share = true", r"models\.m\.share must be float, not bool"),
         ("max_wait_ms = -1", r"\[models\.m\] max_wait_ms must be a number from 0"),
+        ("cuda_graph = 1", r"models\.m\.cuda_graph must be bool"),
+        ("cuda_graph = true\ngrad = true", r"\[models\.m\] cuda_graph is for models without grad=True"),
         ("adaptive = 1", r"models\.m\.adaptive must be bool"),
         ("weight = 'w.pt'", r"unknown key 'weight'; did you mean 'weights'\?"),
     ],
