@@ -23,7 +23,7 @@ class ProcessInfo(View):
     device: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightsInfo(View):
     """One weight set: a version of a model, and where it lies.
 
@@ -87,7 +87,7 @@ class WeightsInfo(View):
         return f"private to each worker: {named}{f' and {more} more' if more > 0 else ''} ({reasons})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DeviceInfo(View):
     """The memory of one device, in bytes, and what the pool takes of it.
 
@@ -124,12 +124,14 @@ class DeviceInfo(View):
         return f"{text}; {size(self.evicted_bytes)} evicted to the disk" if self.evicted_bytes else text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Memory(View):
     """What the pool takes, in bytes.
 
     Attributes:
-        total_bytes: the processes' proportional share of anonymous and file pages, and all regions once.
+        total_bytes: the processes' proportional share of anonymous and file pages, and all regions once. Weights
+            that came back from the disk are file pages, and count as far as a process has touched them: the system
+            can take the rest at any time.
         weights_bytes: the one copy of all weights that are in memory.
         weights_bytes_unshared: what private copies in the workers that hold them would take.
         slots_bytes: the slots that runs take their memory from, as far as it was ever used.

@@ -65,7 +65,7 @@ WEIGHT_SET: Final[Table] = {
     },
     "returning": {
         "ready": "in memory again",
-        "evicted": "there was no memory for it",
+        "evicted": "there was no memory for it, or the disk failed",
         "freed": "unloaded meanwhile",
     },
     "draining": {"freed": "no worker holds it any more"},
@@ -79,7 +79,11 @@ REGION: Final[Table] = {
     "sealed": {"leaving": "no weight set in memory lies in it", "freed": "nobody holds it any more"},
     "leaving": {"away": "written out", "sealed": "it could not be", "freed": "nobody holds it any more"},
     "away": {"returning": "a weight set is to be in memory again", "freed": "nobody holds it any more"},
-    "returning": {"sealed": "read back", "away": "there was no memory", "freed": "nobody holds it any more"},
+    "returning": {
+        "sealed": "mapped from there",
+        "away": "no memory, or the disk failed",
+        "freed": "nobody holds it any more",
+    },
     "freed": {},
 }
 

@@ -41,7 +41,12 @@ class Census:
             if fd not in self.descriptors and not _is_of_a_library(target)
         ]
         new += [f"/dev/shm/{name}" for name in now.shared_memory - self.shared_memory]
-        new += [f"file {path}" for path in runtime.rglob("*") if path != runtime / "onecopy"]
+        for folder, folders, files in os.walk(runtime):  # which minds nothing that goes meanwhile
+            new += [
+                f"file {folder}/{name}"
+                for name in (*folders, *files)
+                if f"{folder}/{name}" != f"{runtime}/onecopy"
+            ]
         return new
 
 

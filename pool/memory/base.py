@@ -6,8 +6,10 @@ A region is memory that the supervisor owns and others use. Its life is a line::
 
 Its size never changes. Sealed means for ever: no process, the supervisor included, can change the content any
 more. So a reader needs to trust nobody. A region that is made resizable is never sealed: it is memory that
-workers use one after the other, and its owner says how much of it there is. Closing gives up the supervisor's own
-hold; the bytes are freed when the last process that has the region open or mapped lets go of it too.
+workers use one after the other, and its owner says how much of it there is. Weights that were written to the disk
+come back as the file, without a name and open to be read alone, which is no region that anybody could seal.
+Closing gives up the supervisor's own hold; the bytes are freed when the last process that has the region open or
+mapped lets go of it too.
 
 Implementations pass one contract test suite. None imports torch.
 """

@@ -170,7 +170,11 @@ def _is_cached(file_fd: int, offset_bytes: int, size_bytes: int) -> bool:
     """Whether all pages of a piece of a file are in the kernel's cache; mincore(2) tells the file's owner."""
     pages = ctypes.create_string_buffer(-(-size_bytes // mmap.PAGESIZE))
     # Mapped privately, and so writable for ctypes, which has no other way to an address.
-    with mmap.mmap(file_fd, size_bytes, access=mmap.ACCESS_COPY, offset=offset_bytes) as mapped:
+    try:
+        mapping = mmap.mmap(file_fd, size_bytes, access=mmap.ACCESS_COPY, offset=offset_bytes)
+    except ValueError:  # the file has become shorter than that: whoever reads it will see
+        return False
+    with mapping as mapped:
         piece = ctypes.c_char.from_buffer(mapped)
         is_unknown = _mincore()(ctypes.addressof(piece), size_bytes, pages)
         del piece

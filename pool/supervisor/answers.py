@@ -210,7 +210,7 @@ class Answers:
             for pid, one in measured.items()
         ]
         return {
-            "total_bytes": sum(one.pss for one in measured.values()) + regions,
+            "total_bytes": sum(one.pss for one in measured.values()) + regions - self._shelf.returned_bytes(),
             "weights_bytes": regions - slots - mailboxes,
             "weights_bytes_unshared": sum(one.size_bytes * len(one.version.holders) for _, one in accounts),
             "weights": [_weights(core, one) for core, one in accounts],

@@ -20,7 +20,7 @@ from ..core import events
 from ..core.instructions import MoveRegions
 from ..memory.base import RegionRefused
 from ..memory.machine import Machine
-from ..memory.spill import NotWanted, SpillFolder, SpillRefused, read_ahead, reopened_to_read, write_out
+from ..memory.spill import NotWanted, SpillFolder, read_ahead, reopened_to_read, write_out
 from .background import Background
 from .reactor import Reactor
 from .shelf import Shelf
@@ -238,7 +238,7 @@ def _timed(work: Callable[[list[_Move]], None], moves: list[_Move]) -> _Result:
     try:
         if moves:
             work(moves)
-    except (SpillRefused, OSError) as raised:
+    except Exception as raised:  # noqa: BLE001 - whatever it is, the next move shall not wait for ever
         error = _record_of(raised)
     return _Result(time.monotonic() - started_at, error)
 

@@ -18,7 +18,8 @@ class ProcessMemory(NamedTuple):
     """What one process takes, in bytes.
 
     ``pss``: its part of anonymous and file pages, shared ones divided among their sharers. ``private``: its
-    part of anonymous pages alone. Pages of regions count to neither: they are shared memory, counted once.
+    part of anonymous pages alone. Pages of regions count to neither: they are shared memory, counted once; but
+    what evicted weights came back as is a file like others.
     """
 
     pss: int

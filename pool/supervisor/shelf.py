@@ -198,9 +198,13 @@ class Shelf:
         return [number for number, what in self._uses.items() if what == use]
 
     def allocated_bytes(self, which: Sequence[int] | None = None) -> int:
-        """Return how much memory regions take: all, or these; files take none."""
+        """Return how much memory regions take: all, or these; mapped weights files take none."""
         numbers = self._regions if which is None else [number for number in which if number in self._regions]
         return sum(map(self._taken_bytes, numbers))
+
+    def returned_bytes(self) -> int:
+        """Return how much of that are files that evicted weights came back as; PSS counts them too."""
+        return sum(region.size_bytes for number, region in self._regions.items() if number not in self._store_of)
 
     def allocated_on(self, device: int) -> int:
         """Return how much of a GPU's own memory regions take."""

@@ -160,6 +160,15 @@ def test_content_that_has_become_short_is_an_error(folder, source, opened):
         read_ahead(file, len(CONTENT), always)
 
 
+def test_content_that_becomes_short_while_it_is_looked_at_is_an_error(folder, source, opened, monkeypatch):
+    file = opened(folder.create())
+    write_out(source, file, len(CONTENT), always)
+    monkeypatch.setattr(spill, "CHUNK_BYTES", 4 * mmap.PAGESIZE)
+    looks = iter([lambda: None, lambda: os.ftruncate(file, 5000)])
+    with pytest.raises(OSError, match=r"ends after .* bytes"):
+        read_ahead(file, len(CONTENT), lambda: [next(looks, lambda: None)()])
+
+
 def test_content_that_is_shorter_than_it_should_be_is_not_written_out_for_more(folder, source, opened):
     file = opened(folder.create())
     with pytest.raises(OSError, match=r"ends after 100,000 of 100,001 bytes"):

@@ -61,6 +61,7 @@ def test_what_is_evicted_takes_no_memory_and_comes_back_with_the_next_request(po
     one, memory = weights_of(pool, "a"), pool.memory()
     assert (one.state, one.tier, one.evictions, one.returns) == ("ready", "memory", 1, 1)
     assert memory.weights_bytes == before.weights_bytes
+    assert memory.total_bytes < before.total_bytes + SIZE / 2, "what is mapped again counts once"
     device = memory.devices[0]
     assert (device.evicted_bytes, device.disk_bytes) == (0, one.size_bytes)
 
