@@ -7,15 +7,18 @@
     from then on              inputs are copied to their places, the graph is replayed, results are read
 
 Calls are of one kind if they differ in nothing but what is in their tensors: a graph has everything else built in,
-numbers and texts too. What cannot be recorded is made as it is, and the log says why. What a graph computes with
-lies in memory of its own, in no slot.
+numbers and texts too. What cannot be recorded is made as it is, and so is what was recorded with a tensor that is
+gone; the log says why. What a graph computes with lies in memory of its own, in no slot.
 
 None of this has run on a card yet. `Recorder` is the seam: all that is asked of torch.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
+from collections import UserDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
@@ -29,13 +32,19 @@ MOST_KINDS: Final = 16
 
 
 class Recorder(Protocol):
-    """Records what is told to the GPU."""
+    """Records what is told to the GPU.
+
+    Attributes:
+        device: which.
+    """
+
+    device: torch.device
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Do something without the GPU doing any of it; return what has the GPU do it, in order with all else.
 
         What is allocated meanwhile lies in memory that stays as it is for as long as something refers to it, or
-        to what is returned.
+        to what is returned. That raises a RuntimeError where it needs a tensor that was there before, and is gone.
 
         Raises:
             RuntimeError: it waits for the GPU, or does something else that cannot be recorded.
@@ -44,17 +53,40 @@ class Recorder(Protocol):
 
 
 class TorchRecorder:
-    """Records with torch; all graphs of one recorder share their memory, as they never run at the same time."""
+    """Records with torch; all graphs of one recorder share their memory, as they never run at the same time.
 
-    def __init__(self) -> None:
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder.record`."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            work()
+        capture = torch.cuda.graph(
+            graph, pool=self._pool, capture_error_mode="thread_local", check_input_liveness=True
+        )
+        try:
+            # `torch.cuda.graph` does not go back to the stream it came from if the end of a recording fails.
+            with (
+                torch.cuda.device(self.device),
+                torch.cuda.stream(torch.cuda.current_stream(self.device)),
+                capture,
+            ):
+                work()
+        except BaseException:
+            self._leave_pool()
+            raise
         return graph.replay
+
+    def _leave_pool(self) -> None:
+        """Take another pool: torch may think that it still records into this one."""
+        with contextlib.suppress(RuntimeError):  # it does not
+            torch._C._cuda_endAllocateToPool(self.device.index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
 
 
 class _Unlike(Exception):
@@ -130,64 +162,95 @@ class Graphs:
         """Return a function that does the same; its results have to be read before it is called again."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            kind = _kind_of_call(method, args, kwargs)
-            if kind is None or (kind not in self._kinds and len(self._kinds) >= MOST_KINDS):
+            kind = self._kind_of(method, args, kwargs)
+            if kind is None or not self._has_room(kind):
                 return function(*args, **kwargs)
             if kind not in self._kinds:
-                return self._first(kind, function, args, kwargs)
+                result = function(*args, **kwargs)
+                self._kinds[kind] = None if _is_read_whole(result, self._recorder.device) else False
+                return result
             graph = self._kinds[kind]
-            if graph is None:
-                graph = self._kinds[kind] = self._recorded(method, function, args, kwargs) or False
-            return graph(args, kwargs) if isinstance(graph, _Graph) else function(*args, **kwargs)
+            try:
+                if graph is None:
+                    graph = self._kinds[kind] = _Graph(self._recorder, function, args, kwargs)
+                if isinstance(graph, _Graph):
+                    return graph(args, kwargs)
+            except RuntimeError as error:
+                return self._without(kind, error, lambda: function(*args, **kwargs))
+            return function(*args, **kwargs)
 
         return call
 
-    def _first(self, kind: Hashable, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
+    def _without(self, kind: Hashable, error: RuntimeError, call: Callable[[], Any]) -> Any:
+        """Make a call as it is, and all others of its kind, unless that does not work either."""
+        if lost_by(error):
+            raise error
         self._kinds[kind] = None
-        try:
-            _kind_of(result)
-        except _Unlike:  # such as an iterator, which would be the same, and at its end, the next time
-            self._kinds[kind] = False
+        result = call()
+        self._kinds[kind] = False
+        why = str(error).strip().partition("\n")[0]
+        text = f"{self._name}: calls with such inputs are made without a CUDA graph from now on: {why}"
+        print(text, file=sys.stderr)  # noqa: T201 - what is printed goes to the log
         return result
 
-    def _recorded(self, method: str, function: Callable[..., Any], args: Any, kwargs: Any) -> _Graph | None:
+    def _has_room(self, kind: Hashable) -> bool:
+        """Return whether a kind is known, or can be: those that came once only make room."""
+        if kind in self._kinds or len(self._kinds) < MOST_KINDS:
+            return True
+        once = next((one for one, graph in self._kinds.items() if graph is None), None)
+        if once is not None:
+            del self._kinds[once]
+        return once is not None
+
+    def _kind_of(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+        """Return what calls that one graph can make have in common; None: this one has to be made as it is."""
         try:
-            return _Graph(self._recorder, function, args, kwargs)
-        except RuntimeError as error:
-            if lost_by(error):
-                raise
-            text = f"{self._name}: calls of {method} with such inputs are made without a CUDA graph: {error}"
-            print(text, file=sys.stderr)  # noqa: T201 - what is printed goes to the log
+            return method, _kind_of((tuple(args), dict(kwargs)), self._recorder.device)
+        except (_Unlike, RecursionError):
             return None
 
 
-def _kind_of_call(method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
-    """Return what calls that one graph can make have in common; None: this one has to be made as it is."""
-    try:
-        kind = _kind_of((tuple(args), dict(kwargs)))
-    except (_Unlike, RecursionError):
-        return None
-    return method, kind
-
-
-def _kind_of(value: Any) -> Hashable:
+def _kind_of(value: Any, device: torch.device) -> Hashable:
     """Return all of a value but what is in its tensors.
 
     Raises:
-        _Unlike: it has parts of other types, an array of NumPy for one, which stays on the host.
+        _Unlike: it has parts of other types, an array of NumPy for one, or that are elsewhere.
     """
-    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-        return torch.Tensor, value.dtype, tuple(value.shape), value.stride(), value.device
-    if type(value) in PLAIN:
-        return type(value), repr(value) if isinstance(value, float | complex) else value  # 0.0 is not -0.0
-    if isinstance(value, list | tuple):
-        items = cast("Sequence[Any]", value)
-        return type(value), tuple(map(_kind_of, items))
-    if isinstance(value, dict):
-        table = cast("dict[Any, Any]", value)
-        return type(value), tuple((_kind_of(key), _kind_of(one)) for key, one in table.items())
+    kind = type(value)
+    if kind is torch.Tensor and value.layout == torch.strided and value.device == device:
+        return kind, value.dtype, tuple(value.shape), value.stride()
+    if kind in PLAIN:
+        return kind, repr(value) if isinstance(value, float | complex) else value  # 0.0 is not -0.0
+    if kind is list or kind is tuple:
+        return kind, tuple(_kind_of(one, device) for one in value)
+    if kind is dict:
+        return kind, tuple((_kind_of(key, device), _kind_of(one, device)) for key, one in value.items())
     raise _Unlike
+
+
+def _is_read_whole(result: Any, device: torch.device) -> bool:
+    """Return whether nothing of a result is left where the next call of a graph would write over it.
+
+    What is fetched is what `changed` finds. An iterator would be the same, and at its end, the next time.
+    """
+    kind = type(result)
+    if kind in PLAIN:
+        return True
+    if isinstance(result, torch.Tensor):
+        return result.layout == torch.strided and result.device == device
+    if kind not in (list, tuple) and changed(result, _same) is result:  # it is not looked into
+        return False
+    if isinstance(result, Mapping | UserDict):
+        parts: Any = cast("Mapping[Any, Any]", result).values()
+    elif dataclasses.is_dataclass(result):
+        parts = [getattr(result, field.name) for field in dataclasses.fields(result)]
+    else:
+        parts = result
+    return all(_is_read_whole(part, device) for part in parts)
+
+
+def _same(tensor: Any) -> Any:
+    return tensor
 
 
 def _tensors_in(value: Any) -> list[torch.Tensor]:

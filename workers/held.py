@@ -101,7 +101,7 @@ class HeldModel:
             return None
         from .graphs import Graphs, TorchRecorder
 
-        return Graphs(self.name, TorchRecorder())
+        return Graphs(self.name, TorchRecorder(self._gpu.device))
 
     def let_go(self) -> None:
         """Give the regions back, although the model goes on referring to them: who touches it from now on dies.

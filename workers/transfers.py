@@ -86,8 +86,8 @@ class Transfers:
     def _send(self, array: Any) -> Any:
         if isinstance(array, np.ndarray):
             return array.copy()
-        if array.device != self._device and array.device.type != "cpu":
-            return array  # a method that joins calls has put it there
+        if array.device.type != "cpu":
+            return array.clone()  # a method that joins calls has put it there, and may keep it
         if array.layout != torch.strided or array.is_quantized:
             return array.to(self._device, copy=True)
         there = torch.empty(array.shape, dtype=array.dtype, device=self._device)

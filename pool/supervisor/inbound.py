@@ -113,6 +113,10 @@ def _check_options(load: messages.LoadModel) -> None:
             raise InvalidRequest(f"{load.name}: {key} must be {named}, not {type(value).__name__}: {value!r:.100}")
         if key in (ROOM, PART_OF):
             raise InvalidRequest(f"{load.name}: {key} is an option that the pool alone gives")
+    if load.options.get("cuda_graph") and load.options.get("grad"):
+        raise InvalidRequest(
+            f"{load.name}: cuda_graph is for models without grad: calls are recorded without gradients"
+        )
     for key, least in (("replicas", 1), ("size_bytes", 0)):
         if load.options.get(key, least) < least:
             raise InvalidRequest(f"{load.name}: {key} must be at least {least}, not {load.options[key]}")

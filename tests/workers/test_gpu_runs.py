@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from card import OnCard
+from card import DEVICE, OnCard
 from driven import call, pack
 from gpu_bench import Model, assert_equal
 from onecopy.protocol.errors import ModelError
@@ -68,6 +68,28 @@ def test_hooks_of_batches_see_the_host_and_may_write_there(bench):
     for _ in range(2):
         assert bench.run(Hooked(), first, call(torch.ones(7)), **options) == [4999 * 2500, 7]
     assert bench.mailbox(20_000) == before
+
+
+def test_a_hook_may_join_what_it_has_on_the_gpu(bench, capsys):
+    class Hooked:
+        def __init__(self):
+            self.table = torch.zeros(2, 3, device=DEVICE)
+
+        def collate(self, calls):
+            for row, ((x,), _) in zip(self.table, calls, strict=True):
+                row.copy_(x[0])
+            return [self.table], {}
+
+        def __call__(self, x):
+            assert type(x) is OnCard
+            return x.mul_(2)
+
+    hooked = Hooked()
+    parts = [call(torch.full((1, 3), float(n))) for n in (1, 2)]
+    results = bench.run(hooked, *parts, max_batch=8, collate="collate")
+    assert [one.tolist() for one in results] == [[[2.0] * 3], [[4.0] * 3]]
+    assert hooked.table.cpu().tolist() == [[1.0] * 3, [2.0] * 3], "the model has a copy of it"
+    assert capsys.readouterr().err == "", "they were made as one"
 
 
 def test_items_of_a_stream_come_one_by_one(bench, gpu):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +27,8 @@ class Tape(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.recorded = self.replayed = 0
-        self.error = None
+        self.device = torch.device("cpu")
+        self.error = self.gone = None
         self._operations = []
 
     def __torch_dispatch__(self, operation, _types, args=(), kwargs=None):
@@ -47,6 +49,8 @@ class Tape(TorchDispatchMode):
             raise RuntimeError("nothing was recorded") from error
 
         def replay():
+            if self.gone is not None:
+                raise self.gone
             self.replayed += 1
             for operation, args, kwargs, result in operations:
                 again = operation(*args, **kwargs)
@@ -209,11 +213,51 @@ def test_a_method_that_yields_is_called_as_it_is(tape, graphs):
     assert tape.recorded == 0
 
 
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+    shape: tuple = ()
+
+
+class Listed(list):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("made", "is_recorded"),
+    [
+        (lambda x: (x * 2, 3), True),
+        (lambda x: Output(x * 2, tuple(x.shape)), True),
+        (lambda x: collections.OrderedDict(logits=[x * 2]), True),
+        (lambda x: x.topk(2), False),
+        (lambda x: Listed([x * 2]), False),
+        (lambda x: Output(Listed([x * 2])), False),
+        (lambda x: {"x": object()}, False),
+        (lambda x: torch.ones(1, device="meta"), False),
+    ],
+)
+def test_a_call_is_recorded_if_all_that_it_returns_is_read_before_the_next(tape, graphs, made, is_recorded):
+    around = graphs.around("f", made)
+    results = [around(torch.full((3,), float(n))) for n in range(3)]
+    assert [type(one) for one in results] == [type(made(ones(3)))] * 3
+    assert tape.recorded == is_recorded
+
+
+def test_kinds_that_came_once_make_room(tape, graphs):
+    made = []
+    around = graphs.around("f", lambda x, number: made.append(number))
+    for number in range(3 * MOST_KINDS):
+        around(ones(1), number)
+    for _ in range(3):
+        around(ones(2), -1)
+    assert (tape.recorded, tape.replayed) == (1, 2)
+
+
 def test_so_many_kinds_are_told_apart_and_others_called_as_they_are(tape, graphs):
     made = []
     around = graphs.around("f", lambda x: made.append(x))
-    for _ in range(3):
-        for size in range(MOST_KINDS + 5):
+    for size in range(MOST_KINDS + 5):
+        for _ in range(3):
             around(ones(size))
     assert tape.recorded == MOST_KINDS
     assert len(made) == 2 * MOST_KINDS + 3 * 5
@@ -228,7 +272,34 @@ def test_what_cannot_be_recorded_is_made_as_it_is_and_said_once(tape, graphs, ca
     assert [float(one) for one in results] == [1, 2, 3, 4]
     assert (tape.recorded, tape.replayed) == (1, 0)
     said = capsys.readouterr().err
-    assert said.count("m: calls of f with such inputs are made without a CUDA graph: nothing was recorded") == 1
+    assert (
+        said.count("m: calls with such inputs are made without a CUDA graph from now on: nothing was recorded")
+        == 1
+    )
+
+
+def test_what_was_recorded_with_a_tensor_that_is_gone_is_made_as_it_is(tape, graphs, capsys):
+    around = graphs.around("f", lambda x: x + 1)
+    for n in range(3):
+        assert float(around(torch.tensor(float(n)))) == n + 1
+    tape.gone = RuntimeError("CUDA graph replay detected 1 dead tensor(s).\n  where it was made")
+    for n in range(3):
+        assert float(around(torch.tensor(float(n)))) == n + 1
+    assert tape.replayed == 2
+    said = capsys.readouterr().err
+    assert said.count("from now on: CUDA graph replay detected 1 dead tensor(s).\n") == 1
+
+
+def test_a_call_that_fails_either_way_may_be_recorded_later(tape, graphs):
+    around = graphs.around("f", lambda x: x.view(2, 2) if tape.error is None else x.view(3))
+    around(ones(4))
+    tape.error = RuntimeError("not recorded")
+    with pytest.raises(RuntimeError, match="invalid for input"):
+        around(ones(4))
+    tape.error = None
+    for _ in range(2):
+        assert around(ones(4)).shape == (2, 2)
+    assert tape.replayed == 2
 
 
 def test_what_the_model_raises_while_it_is_recorded_is_raised(tape, graphs):
