@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from ..protocol.errors import InvalidRequest
 from ..protocol.messages import EvictModel, PinModel, UnloadModel
 from . import environment
+from .at_exit import shut_down_at_exit
 from .attach import attach
 from .checks import check_name, read_size
 from .connection import Connection
@@ -37,7 +38,7 @@ class Pool:
 
     ``Pool(models, workers=8)`` starts a supervisor that belongs to this process and ends with it; it returns
     when the supervisor serves, not when every model is loaded. ``Pool.connect()`` joins one that runs.
-    A pool may be used by any number of threads. It cannot be used after a fork; connect anew there.
+    Any number of threads may use it, but no fork: connect anew there. It ends once nobody refers to it.
 
     Args:
         models: a model, or a mapping of names to models. A model is a `Model` or what may be its ``source``:
@@ -124,6 +125,7 @@ class Pool:
             self._supervisor.follow_logs()
             self._connection = Connection(f"ipc://{self._supervisor.directory}")
             self._finalizer = weakref.finalize(self, _abandon, self._connection, self._supervisor)
+            shut_down_at_exit(self)
             for model_name, model in named.items():
                 self._load(model_name, model, eager=False)
         except BaseException:
@@ -151,6 +153,7 @@ class Pool:
         pool._supervisor = None
         pool._connection = Connection(endpoint or environment.default_endpoint(), keys)
         pool._finalizer = weakref.finalize(pool, _abandon, pool._connection, None)
+        shut_down_at_exit(pool)
         return pool
 
     def __repr__(self) -> str:
@@ -270,7 +273,7 @@ class Pool:
     def pin(self, name: str) -> None:
         """Keep a model's weights in memory: load them or bring them back if they are not, and never evict them.
 
-        Returns at once; requests wait for the weights as ever.
+        Returns at once; requests wait for the weights as ever. What comes back from the disk is a mapped file.
 
         Raises:
             ModelNotFound: no model has this name.
@@ -347,12 +350,14 @@ class Pool:
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the pool (a connected one: end the connection), as `concurrent.futures.Executor.shutdown`.
 
+        Done when the interpreter exits, too; without waiting if that is because of an exception.
+
         Args:
             wait: return when everything submitted is answered and every process is gone. Streams that other
                 threads read come to their end; those that this one read are closed.
             cancel_futures: give up what is not answered yet.
         """
-        if not self._finalizer.alive:
+        if not self._finalizer.alive or self._connection.is_forked:
             return
         self._connection.before_shutdown()
         if self._supervisor is None:
@@ -387,7 +392,7 @@ class Pool:
 
 
 def _abandon(connection: Connection, supervisor: OwnedSupervisor | None) -> None:
-    """End a pool whatever it is doing; also called when it is garbage, and when the interpreter exits."""
+    """End a pool whatever it is doing; also called when it is garbage."""
     if supervisor is not None:
         supervisor.stop(drain=False)
     connection.close()

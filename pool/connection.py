@@ -58,6 +58,9 @@ class Connection:
         endpoint: ``ipc://FOLDER`` of a local supervisor, or a tcp endpoint on which one listens.
         keys: over tcp, the file with this client's keys; default: ``$ONECOPY_KEYS``, or none.
 
+    Attributes:
+        is_forked: whether this process is a fork of the one that made it, which alone can use it.
+
     Raises:
         SupervisorLost: nobody serves there.
         ConfigError: the keys cannot be read, or there is no use for them.
@@ -70,7 +73,7 @@ class Connection:
         self._expected: dict[int, Expected] = {}
         self._numbers = itertools.count(1)
         self._end: PoolError | None = None  # why this connection is of no use any more
-        self._is_forked = False
+        self.is_forked = False
         self._receiver = Receiver(
             self._read, self._sleep, is_due=self._is_due, is_over=lambda: self._end is not None
         )
@@ -217,7 +220,7 @@ class Connection:
 
     def check_usable(self) -> None:
         """Raise why this connection cannot be used, if it cannot."""
-        if self._is_forked:
+        if self.is_forked:
             raise InvalidRequest(
                 "this Pool was made before a fork, in the parent process; open another here: "
                 f"Pool.connect({self.endpoint!r})"
@@ -233,7 +236,7 @@ class Connection:
         return future
 
     def _give_up(self, number: int, *, kill: bool) -> bool:
-        if self._expected.pop(number, None) is None or self._end is not None or self._is_forked:
+        if self._expected.pop(number, None) is None or self._end is not None or self.is_forked:
             return False
         self._link.leave(Cancel(number, kill))
         return True
@@ -343,7 +346,7 @@ class Connection:
 
     def mark_forked(self) -> None:
         """Note that this process is a fork of the one that made the connection."""
-        self._is_forked = True
+        self.is_forked = True
 
     def prepare_fork(self) -> None:
         """Leave alone what a child that is about to be forked may go on reading."""
@@ -352,7 +355,7 @@ class Connection:
 
     def close(self) -> None:
         """Say goodbye; answers that are still due become `SupervisorLost`. May be called again."""
-        if self._is_forked:
+        if self.is_forked:
             return
         self._fail_all(SupervisorLost("this Pool was closed"))
         self._link.wake_up()

@@ -73,6 +73,8 @@ class OwnedSupervisor:
 
     def stop(self, *, drain: bool) -> None:
         """Tell it to end; with ``drain`` after everything accepted is answered."""
+        if os.getpid() != self._pid:  # a forked child, which has the sockets of its parent's pool
+            return
         with contextlib.suppress(OSError):
             self._channel.send(StopPool(drain))
 
