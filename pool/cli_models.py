@@ -55,6 +55,27 @@ def load(
     cuda_graph: Annotated[
         bool, typer.Option("--cuda-graph", help="On a GPU, replay calls of equal shapes.")
     ] = False,
+    prepare: Annotated[
+        str | None, typer.Option(help="package.module:name, called once with the model before it is shared.")
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="An argument, or keyword arguments, to run it with once, now."),
+    ] = None,
+    collate: Annotated[str, typer.Option(help="Its method that joins the calls of a batch.")] = "",
+    split: Annotated[str, typer.Option(help="Its method that divides their result.")] = "",
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive/--fixed", help="Batches as large as pays, or as large as there are calls.")
+    ] = True,
+    device: Annotated[
+        list[str] | None, typer.Option(help="A device of the pool that it may be on; default: any.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(help="On how many of them it shall be.")] = 1,
+    divide: Annotated[
+        bool, typer.Option("--divide/--whole", help="Divide it among devices if it fits on none, or refuse it.")
+    ] = True,
+    min_workers: Annotated[int, typer.Option(help="How many workers are there for it at least.")] = 0,
+    max_workers: Annotated[int, typer.Option(help="How many may run it at once; 0: all.")] = 0,
     endpoint: Endpoint = None,
 ) -> None:
     """Load a model, or a new version of one, while the pool serves; returns when workers can run it.
@@ -62,6 +83,7 @@ def load(
     Relative paths begin here. With a path, --kwarg goes to the library that loads it.
     """
     from .checks import check_name
+    from .lines import read_json, value_of
     from .model import Model
     from .sources import app_paths, load_by_name
 
@@ -70,7 +92,10 @@ def load(
         source, args=given["args"], kwargs=given["kwargs"], weights=weights, dtype=dtype, task=task,
         trusted=trusted, residency=cast(Any, residency), sharing=cast(Any, sharing), method=method, warm=warm,
         pin=pin, grad=grad, cuda_graph=cuda_graph, workspace=workspace, on_overflow=cast(Any, on_overflow),
-        max_batch=max_batch, max_wait_ms=max_wait_ms, share=share, max_queue=max_queue,
+        max_batch=max_batch, max_wait_ms=max_wait_ms, collate=collate, split=split, adaptive=adaptive,
+        share=share, max_queue=max_queue, min_workers=min_workers, max_workers=max_workers, prepare=prepare,
+        device=device or "auto", replicas=replicas, divide=divide,
+        example=None if example is None else value_of(read_json(example), os.getcwd()),
     )  # fmt: skip
     paths = [os.getcwd(), *app_paths()]
     order = load_by_name(check_name("model", name), model, paths, eager=True)

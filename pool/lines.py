@@ -90,6 +90,11 @@ def arguments(document: Any, folder: str) -> Arguments:
     return Arguments(read_args, read_kwargs, reader.loaded_bytes)
 
 
+def value_of(document: Any, folder: str) -> Any:
+    """Return the one value that a document stands for, whatever its keys are called; see `arguments`."""
+    return _Reader(folder).value(document)
+
+
 def to_json(value: Any, name: str = "the result") -> str:
     """Return the JSON text of a result.
 

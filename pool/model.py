@@ -12,7 +12,7 @@ import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from ..protocol.limits import (
     MAX_BATCH,
@@ -24,6 +24,9 @@ from ..protocol.limits import (
 )
 from .checks import ConfigError, check_choice, check_count, check_flag, check_name, check_number
 from .devices import NAMES
+
+if TYPE_CHECKING:
+    import torch
 
 SourceKind = Literal["object", "factory", "import", "path"]
 
@@ -53,12 +56,12 @@ class Model:
             the Hugging Face hub, ``"owner/model"``, is looked for in the local cache.
         args, kwargs: what the factory is called with; for a folder, ``kwargs`` go to the library that loads it.
         weights: the weights of the ``nn.Module`` that a factory builds: a safetensors file, an index of several,
-            a folder with either, or a state dict in a ``.pt`` file; or those of a compiled package (``.pt2``) that
-            holds none. They are taken by reference: the factory's own parameters get no memory, and theirs are
-            the dtypes of the file. A factory that needs values of its parameters is called once more, the
-            ordinary way, and the model's notes say so.
-        dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``: what floating parameters and buffers are cast to
-            once they are loaded, before ``prepare``; integers and complex numbers stay.
+            a folder with either, or a state dict in a ``.pt`` file; or those that take the place of the ones in an
+            exported or compiled program (``.pt2``). They are taken by reference: the factory's own parameters get
+            no memory, and theirs are the dtypes of the file. A factory that needs values of its parameters is
+            called once more, the ordinary way, and the model's notes say so.
+        dtype: ``"bfloat16"``, ``"float16"``, ``"float32"``, or such a ``torch.dtype``: what floating parameters
+            and buffers are cast to once they are loaded, before ``prepare``; integers and complex numbers stay.
         task: what a folder's transformers pipeline is for, such as ``"text-classification"``.
         trusted: load a saved module, which is a pickle and runs whatever code it holds.
         prepare: called once with the model before it is shared (folding, casting); returns the model to
@@ -104,7 +107,8 @@ class Model:
             computing with tensors of the GPU it does no more then.
         warm: load the model when the pool starts, and thaw it once, before workers are forked: they share that
             memory too, and their first request waits for nothing. Unloading it takes a new set of workers.
-        pin: keep the weights in memory once they are there, even if they lie idle and others need the room.
+        pin: keep the weights in memory once they are there, even if they lie idle and others need the room. What
+            was on the disk before is a mapped file then, of which the system may drop pages and read them again.
         repoint: let the tensors of an object that was passed in use the one copy too, so that this process
             does not keep a second one.
 
@@ -117,7 +121,7 @@ class Model:
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     weights: str | os.PathLike[str] | None = None
-    dtype: str | None = None
+    dtype: str | torch.dtype | None = None
     task: str | None = None
     trusted: bool = False
     prepare: Callable[[Any], Any] | str | None = None
@@ -152,6 +156,7 @@ class Model:
             object.__setattr__(self, "weights", full_path("weights", self.weights, os.getcwd()))
         if isinstance(self.prepare, str) and not _IMPORT.fullmatch(self.prepare):
             raise ConfigError(f"prepare {self.prepare!r} is not of the form 'package.module:name'")
+        object.__setattr__(self, "dtype", _name_of(self.dtype))
         check_choice("dtype", self.dtype, (None, "bfloat16", "float16", "float32"))
         check_choice("residency", self.residency, ("memory", "file"))
         check_choice("sharing", self.sharing, ("shared", "private"))
@@ -209,7 +214,7 @@ class Model:
         takes_weights = kind in ("factory", "import") or str(self.source).endswith(".pt2")
         if self.weights is not None and not takes_weights:
             raise ConfigError(
-                f"weights are for what a factory builds and for compiled packages; this source is {_SAID[kind]}"
+                f"weights are for what a factory builds and for .pt2 programs; this source is {_SAID[kind]}"
             )
         if kind == "object" and self.dtype is not None:
             raise ConfigError(
@@ -258,6 +263,12 @@ class Model:
         if isinstance(self.prepare, str):
             options["prepare"] = self.prepare
         return options
+
+
+def _name_of(dtype: Any) -> Any:
+    """Return the name of a dtype of torch's, and anything else as it is; torch is not imported for that."""
+    kind = type(dtype)
+    return str(dtype).removeprefix("torch.") if (kind.__module__, kind.__name__) == ("torch", "dtype") else dtype
 
 
 def full_source(text: str | os.PathLike[str], folder: str) -> str:

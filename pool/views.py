@@ -9,7 +9,10 @@ from typing import Any, Final, Self
 
 
 class View:
-    """Base of all views."""
+    """Base of all views; those that have sentences for people show them in a notebook, too."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
     @classmethod
     def from_wire(cls, values: Mapping[str, Any]) -> Self:
@@ -22,7 +25,7 @@ class View:
         return dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BatchInfo(View):
     """The batches of a model.
 
@@ -116,7 +119,7 @@ class RunTimes(View):
         return lower_s
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelInfo(View):
     """One model on one device.
 
@@ -206,7 +209,7 @@ class WorkerInfo(View):
     running: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RingInfo(View):
     """The slots that some models share.
 
@@ -241,7 +244,7 @@ class RingInfo(View):
         return f"workspace {self.name}: {text}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MailboxesInfo(View):
     """The memory in which large arrays of local clients travel.
 
@@ -266,7 +269,7 @@ class MailboxesInfo(View):
         return f"mailboxes: {text}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Status(View):
     """The pool as a whole.
 

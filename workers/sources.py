@@ -21,7 +21,6 @@ from ..protocol.values import decode
 from .aoti_package import is_compiled, load_compiled
 from .by_reference import load
 from .checkpoints import ENDINGS, load_module
-from .exported import load_exported
 from .folders import find, load_folder, torch_dtype
 from .paths import extend_path
 from .weight_files import open_weights
@@ -147,12 +146,12 @@ def _from_program(path: str, options: Mapping[str, Any]) -> Built:
     weights, dtype = options.get("weights"), options.get("dtype")
     if dtype is not None:
         raise LoadFailed(f"{path}: the dtypes of an exported program are fixed; export it with {dtype} weights")
-    if not is_compiled(path):
-        if weights is not None:
-            raise LoadFailed(f"{path}: an exported program has its weights; weights= is for compiled packages")
-        return Built(load_exported(path), [])
-    if weights is None:
-        return Built(*load_compiled(path))
-    opened = open_weights(weights)
-    model, notes = load_compiled(path, opened.state)
-    return Built(model, [*opened.notes, *notes])
+    opened = open_weights(weights) if weights is not None else None
+    state = opened.state if opened else None
+    if is_compiled(path):
+        model, notes = load_compiled(path, state)
+    else:
+        from .exported import load_exported  # which imports much
+
+        model, notes = load_exported(path, state)
+    return Built(model, [*(opened.notes if opened else []), *notes])

@@ -30,6 +30,9 @@ def main() -> int:
     parser.add_argument("--metrics", help="HOST:PORT where metrics are served")
     parser.add_argument("--metrics-public", action="store_true", default=None, help="even if that is not loopback")
     parser.add_argument("--log-format", help="text or json")
+    parser.add_argument(
+        "--place", action="append", default=[], help="MODEL=DEVICE; models are loaded in this order"
+    )
     parser.add_argument("--mps", help="off, auto or on")
     options = parser.parse_args()
     # What a pool allocates goes by reference counts; collections would only visit all that waits, again and again.
@@ -42,7 +45,7 @@ def main() -> int:
         return serve_owner(options.owner_fd)
     said = {key: getattr(options, key) for key in ("name", "metrics", "metrics_public", "log_format", "mps")}
     changes = {key: value for key, value in said.items() if value is not None}
-    return serve_standalone(options.config, options.listen, options.directory, changes)
+    return serve_standalone(options.config, options.listen, options.directory, changes, options.place)
 
 
 def _raise_descriptor_limit() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...protocol.errors import PoolError
 from ..checks import ConfigError
-from ..core import events
 from ..environment import default_directory
 from ..runtime import RuntimeDirectory
 from ..sources import load_by_name
@@ -18,7 +17,9 @@ from ..toml import read_toml
 from .supervisor import Supervisor
 
 
-def serve_standalone(config: str, listen: list[str], directory: str | None, changes: Mapping[str, Any]) -> int:
+def serve_standalone(
+    config: str, listen: list[str], directory: str | None, changes: Mapping[str, Any], places: Sequence[str] = ()
+) -> int:
     """Serve until told to stop; return the exit code: 0 stopped, 1 failed, 2 a wrong configuration.
 
     Args:
@@ -26,9 +27,13 @@ def serve_standalone(config: str, listen: list[str], directory: str | None, chan
         listen: endpoints besides those that it has.
         directory: folder for the sockets; None: the one of the pool's name.
         changes: settings that hold instead of what it says.
+        places: ``MODEL=DEVICE`` of models that shall be loaded first, in this order, and there.
     """
     try:
         settings, models = read_toml(config)
+        placed = dict(place.split("=", 1) for place in places)
+        first = {name: dataclasses.replace(models[name], device=placed[name]) for name in placed if name in models}
+        models = first | {name: model for name, model in models.items() if name not in first}
         settings = dataclasses.replace(settings, listen=(*settings.listen, *listen), **changes)
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201
@@ -38,7 +43,7 @@ def serve_standalone(config: str, listen: list[str], directory: str | None, chan
         supervisor = Supervisor(settings, folder, is_verbose=True)
         paths = [os.path.dirname(os.path.abspath(config))]
         for name, model in models.items():
-            supervisor.feed(events.ModelDeclared(None, load_by_name(name, model, paths)))
+            supervisor.declare(None, load_by_name(name, model, paths))
         supervisor.serve()
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201

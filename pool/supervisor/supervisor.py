@@ -69,19 +69,15 @@ class Supervisor:
         has_cores = environment.cores() > 1
         self._reactor = Reactor(may_spin=lambda: has_cores and self.devices.unanswered <= 1)
         self._memories = memories = self._make_memories()
+        call_at = self._reactor.call_at
         self._shelf = Shelf(
-            memories.host,
-            memories.stores,
-            send=self._to_filler,
-            feed=self.feed,
-            note=self._note,
-            call_at=self._reactor.call_at,
+            memories.host, memories.stores, send=self._to_filler, feed=self.feed, note=self._note, call_at=call_at
         )
         folder = SpillFolder(environment.cache_folder())
         self._mover = Mover(self._shelf, folder, memories.machine, self._reactor, feed=self.feed, note=self._note)
         self._examples = examples.Examples(self.feed, self._note)
-        self._history = History(environment.history_path(), self._reactor.call_at, self._note)
-        self._logs = Logs(self._tell_lines, lambda s, call: self._reactor.call_at(time.monotonic() + s, call))
+        self._history = History(environment.history_path(), call_at, self._note)
+        self._logs = Logs(self._tell_lines, lambda s, call: call_at(time.monotonic() + s, call))
         self._control = ControlServer(self._reactor, received=self._from_caller, ended=self._caller_ended)
         self._clients = Clients(
             settings.name,
@@ -104,7 +100,7 @@ class Supervisor:
         )
         self._exporter = Exporter(settings, directory.path, self._reactor, self._note)
         self._mps = Mps(settings, directory.path, self._reactor, self._note)
-        self._interrupts = Interrupts(self._processes, self._reactor.call_at, self._note)
+        self._interrupts = Interrupts(self._processes, call_at, self._note)
         totals_bytes, known = [one.total_bytes() for one in memories.devices], self._history.known
         self._recorder = make_recorder(settings, totals_bytes, known, self._reactor, self._note)
         self.devices = Devices(make_cores(settings, totals_bytes, known))
@@ -287,7 +283,10 @@ class Supervisor:
             self._control.release(caller)
             self._unix_server.add(caller.channel, caller.pid, caller.pidfd, message)
         elif isinstance(message, messages.LoadModel):
-            self._declare(caller, message)
+            try:
+                self.declare(caller, message)
+            except PoolError as error:
+                self.feed(events.FillingFailed(caller, error.to_record()))
         elif isinstance(message, messages.NeedRegions):
             self._shelf.need(caller, message.wants)
         elif isinstance(message, messages.RegionsFilled):
@@ -313,12 +312,13 @@ class Supervisor:
         if caller.is_owner:
             self._reactor.stop()
 
-    def _declare(self, caller: Connection, load: messages.LoadModel) -> None:
-        try:
-            check_declared(load)
-        except PoolError as error:
-            self.feed(events.FillingFailed(caller, error.to_record()))
-            return
+    def declare(self, caller: Connection | None, load: messages.LoadModel) -> None:
+        """Take a model, of a caller or of nobody, and run its example if it has one.
+
+        Raises:
+            PoolError: it cannot be one.
+        """
+        check_declared(load)
         self.feed(events.ModelDeclared(caller, load))
         self._examples.run(load)
 

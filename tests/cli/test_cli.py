@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import re
 import signal
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from leftovers import wait_until
+from onecopy.pool import Model, cli_models
 from onecopy.pool.cli import app
 from safetensors.torch import save_file
 from standalone import CLI, TESTS, onecopy, standalone, start_onecopy
@@ -71,6 +74,26 @@ def test_models_come_and_go_while_the_pool_serves(tmp_path):
         assert failed.returncode == 1
         assert "RuntimeError: no such weights" in failed.stderr
         assert onecopy("unload", "nothing").returncode == 1
+
+
+def test_load_has_an_option_for_all_that_a_model_has():
+    wanted = {one.name for one in dataclasses.fields(Model)}
+    had = set(inspect.signature(cli_models.load).parameters)
+    assert wanted - had == {"args", "kwargs", "repoint"}  # --arg, --kwarg; and nothing is handed over
+
+
+def test_a_model_is_loaded_where_and_as_it_is_said(tmp_path):
+    (tmp_path / "mine.py").write_text("def doubled(model):\n    model.amount.data *= 2\n")
+    with standalone(tmp_path):
+        loaded = onecopy(
+            "load", "add", "toy_models:Add", "--arg", "2.5", "--device", "cpu", "--prepare", "mine:doubled",
+            "--example", '{"tensor": [1.0]}', "--max-workers", "1", "--fixed", "--whole", cwd=tmp_path,
+        )  # fmt: skip
+        assert loaded.returncode == 0, loaded.stderr
+        assert wait_until(lambda: {one["name"]: one["answered"] for one in _json("models", "--json")}["add"] == 1)
+        assert _json("run", "add", "--arg", "1") == 6.0
+        elsewhere = onecopy("load", "more", "toy_models:Add", "--device", "cpu:7")
+        assert "no device 'cpu:7' in this pool; there are: cpu" in elsewhere.stderr
 
 
 def test_weights_come_from_files_and_what_models_share_is_told(tmp_path):

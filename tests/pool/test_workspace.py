@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -13,6 +14,7 @@ from leftovers import wait_until
 from onecopy.pool import Model, Pool
 from onecopy.pool.settings import Settings
 from slot_models import MIB, Slotted, make_slotted
+from standalone import standalone
 
 
 def ring(pool: Pool, name: str = "device"):
@@ -226,6 +228,15 @@ def test_an_example_tells_what_is_needed_before_anybody_waits():
 def test_an_example_is_one_argument_several_or_keywords(example):
     with Pool({"m": Model(Slotted(), method="use", example=example)}) as pool:
         assert wait_until(lambda: pool.models()[0].answered == 1)
+
+
+@pytest.mark.parametrize("example", ['{tensor = {npy = "x.npy"}}', "{x = {tensor = [1.0, 1.0, 1.0]}}"])
+def test_an_example_of_a_pool_toml_is_run_before_anybody_asks(tmp_path, example):
+    np.save(tmp_path / "x.npy", np.ones(3, np.float32))
+    toml = f"workers = 1\n[models.m]\nsource = 'slot_models:make_slotted'\nexample = {example}\n"
+    with standalone(tmp_path, toml) as served, Pool.connect(served.endpoint) as pool:
+        assert wait_until(lambda: pool.models()[0].answered == 1), served.log.read_text()
+        assert not any("its example failed" in note for note in pool.status().notes)
 
 
 def test_an_example_that_fails_is_told_and_the_model_serves():

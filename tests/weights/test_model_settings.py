@@ -53,6 +53,7 @@ def test_options_are_plain_and_hold_what_was_asked_for():
         "max_batch": 8, "max_wait_ms": 2.0, "collate": "join", "split": "cut", "share": 3.0, "max_queue": 9,
     }.items()  # fmt: skip
     assert {type(options[key]) for key in ("max_wait_ms", "share")} == {float}
+    assert Model("/m", dtype=torch.bfloat16).options["dtype"] == "bfloat16"
     assert Model(MODULE, cuda_graph=True).options["cuda_graph"] is True
     assert Model("/m.pt", trusted=True).options["trusted"] is True
     assert Model("/m", task="text-classification").options["task"] == "text-classification"
@@ -64,9 +65,9 @@ def test_options_are_plain_and_hold_what_was_asked_for():
         (
             MODULE,
             {"weights": "w.pt"},
-            "and for compiled packages; this source is an object",
+            r"and for \.pt2 programs; this source is an object",
         ),
-        ("/m", {"weights": "w.pt"}, "compiled packages; this source is a path"),
+        ("/m", {"weights": "w.pt"}, r"\.pt2 programs; this source is a path"),
         (MODULE, {"dtype": "float16"}, "dtype is for models that a loader builds"),
         (MODULE, {"residency": "file"}, "residency 'file' is for weights files"),
         (torch.nn.Linear, {"task": "fill-mask"}, "task is for paths"),
@@ -74,7 +75,7 @@ def test_options_are_plain_and_hold_what_was_asked_for():
         ("/m", {"args": [1]}, "args are for factories"),
         (MODULE, {"args": [1]}, "args and kwargs are for factories"),
         ("/m", {"dtype": "int8"}, "dtype must be one of 'bfloat16', 'float16', 'float32', not 'int8'"),
-        ("/m", {"dtype": torch.float16}, "dtype must be one of"),
+        ("/m", {"dtype": torch.int8}, "dtype must be one of 'bfloat16', 'float16', 'float32', not 'int8'"),
         ("/m", {"residency": "disk"}, "residency must be one of 'memory', 'file'"),
         ("/m", {"sharing": True}, "sharing must be one of 'shared', 'private'"),
         (torch.nn.Linear, {"weights": ""}, "weights must be the path of a file or folder, not ''"),
@@ -147,6 +148,7 @@ def test_a_pool_toml_finds_paths_from_its_own_folder(tmp_path, monkeypatch):
         ("max_wait_ms = -1", r"\[models\.m\] max_wait_ms must be a number from 0"),
         ("cuda_graph = 1", r"models\.m\.cuda_graph must be bool"),
         ("cuda_graph = true\ngrad = true", r"\[models\.m\] cuda_graph is for models without grad=True"),
+        ("example = {npy = 'nowhere.npy'}", r"\[models\.m\] example: npy 'nowhere\.npy': No such file"),
         ("adaptive = 1", r"models\.m\.adaptive must be bool"),
         ("weight = 'w.pt'", r"unknown key 'weight'; did you mean 'weights'\?"),
     ],

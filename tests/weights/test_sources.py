@@ -130,6 +130,76 @@ def test_an_exported_program_is_loaded_travels_and_keeps_its_checks(tmp_path):
         built(tmp_path / "m.pt2", dtype="float16")
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, a buffer, and a number that is in no state dict."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.last.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("scale", torch.tensor(0.5), persistent=False)
+        nn.init.normal_(self.norm.weight)
+        self.eval()
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x))) * self.scale
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """A program as it was exported, and the weights of another model of its kind beside it."""
+    folder = tmp_path_factory.mktemp("programs")
+    torch.export.save(torch.export.export(Tied(1), (X,)), folder / "m.pt2")
+    state = Tied(2).state_dict()
+    del state["last.weight"]
+    save_file(state, folder / "other.safetensors")
+    return folder
+
+
+def test_weights_from_elsewhere_take_the_place_of_an_exported_programs_own(programs):
+    found = built(programs / "m.pt2", weights=programs / "other.safetensors")
+    assert found.notes == []
+    with torch.inference_mode():
+        for one in (found.model, roundtrip(found.model)):
+            assert torch.equal(one(X), Tied(2)(X))
+    weights = found.model.__getstate__()[1]
+    assert (
+        file_of(weights["first.weight"]) == file_of(weights["last.weight"]) == str(programs / "other.safetensors")
+    )
+
+
+def test_what_weights_lack_or_have_besides_is_told(programs, tmp_path):
+    state = Tied(2).state_dict()
+    save_file({"first.bias": state["first.bias"], "more": torch.ones(1)}, tmp_path / "few.safetensors")
+    found = built(programs / "m.pt2", weights=tmp_path / "few.safetensors")
+    left, unused = found.notes
+    assert "m.pt2: 8 tensors are those of the program: first.weight, " in left
+    assert unused.endswith("it has no tensors for more of the weights")
+    expected = Tied(1)
+    expected.first.bias.data = state["first.bias"]
+    with torch.inference_mode():
+        assert torch.equal(found.model(X), expected(X))
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (
+            {"first.weight": torch.ones(4, 5)},
+            r"first\.weight is torch\.float32 \[4, 5\], .* exported as .* \[4, 4\]",
+        ),
+        ({"first.weight": torch.ones(4, 4).half()}, r"first\.weight is torch\.float16"),
+        ({"model.first.weight": torch.ones(4, 4)}, r"none of its tensors, which are first\.weight, "),
+    ],
+)
+def test_weights_that_do_not_fit_an_exported_program_are_refused(programs, tmp_path, state, said):
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(LoadFailed, match=rf"m\.pt2: .*{said}"):
+        built(programs / "m.pt2", weights=tmp_path / "w.safetensors")
+
+
 def test_files_that_are_no_models_are_refused(tmp_path, linear):
     (tmp_path / "broken.pt2").write_bytes(b"no zip")
     with pytest.raises(LoadFailed, match=r"broken\.pt2: no exported program, which torch.export.save writes"):
