@@ -41,6 +41,9 @@ def serve(
     mps: Annotated[
         str | None, typer.Option(metavar="off|auto|on", help="Compute on a GPU at the same time, by NVIDIA's MPS.")
     ] = None,
+    planned: Annotated[
+        bool, typer.Option("--planned", help="Plan first: load models where, and in the order, that is best.")
+    ] = False,
 ) -> None:
     """Serve the models of a pool.toml until told to stop; SIGTERM or Ctrl-C drains."""
     command = [sys.executable, "-P", "-m", "onecopy.pool.supervisor", f"--config={config}"]
@@ -49,7 +52,20 @@ def serve(
     options = {"name": name, "directory": folder, "metrics": metrics, "log-format": log_format, "mps": mps}
     command += [f"--{option}={value}" for option, value in options.items() if value is not None]
     command += ["--metrics-public"] * metrics_public
+    if planned:
+        command += [f"--place={name}={device}" for name, device in _places(config)]
     os.execv(sys.executable, command)  # noqa: S606 - what the command line has imported shall not stay in memory
+
+
+def _places(config: str) -> list[tuple[str, str]]:
+    """Plan, say what comes of it, and return the device of each model, in the order of loads."""
+    from .planning.plan import plan_file
+    from .toml import read_toml
+
+    made = plan_file(config)
+    typer.echo("\n".join(made.sentences()), err=True)
+    placed = made.placed(read_toml(config)[1])
+    return [(name, model.devices[0]) for name, model in placed.items() if len(model.devices) == 1]
 
 
 @reports_errors

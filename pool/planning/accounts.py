@@ -14,6 +14,7 @@ from ..core.rings import PRIVATE, slot_bytes
 from ..core.seen import NOTHING, Seen
 from ..core.workspace import GRAIN_BYTES
 from ..devices import gpu_of
+from .division import divided, may_be_divided
 from .found import Base, Found, Part
 from .order import Load, best_order, peak_bytes
 from .views import Plan, PlannedDevice, PlannedModel
@@ -90,8 +91,7 @@ def made_plan(
     """
     known = [one for one in found if not one.error]
     needs = {one.name: _need(one, history) for one in known}
-    placement = _placed(known, base, limits, terms, needs, only)
-    on = {one.name: [model for model in known if placement.device_of[model.name] == one.name] for one in limits}
+    placement, on = _placed(known, base, limits, terms, needs, only)
     devices = tuple(_device(one, on[one.name], base, terms, needs, is_first=one is limits[0]) for one in limits)
     loads, declared = _orders(on, known)
     rest_bytes = sum(one.needed_bytes - one.weights_bytes for one in devices)
@@ -169,7 +169,8 @@ def _placed(
     terms: Terms,
     needs: Mapping[str, _Need],
     only: Mapping[str, Sequence[str]],
-) -> Placement:
+) -> tuple[Placement, dict[str, list[Found]]]:
+    """Return where models go, and what of which is on each device; those that fit nowhere alone are divided."""
     rooms = [
         Room(
             one.name,
@@ -178,15 +179,39 @@ def _placed(
         )
         for one in limits
     ]
-    items = [
-        Item(
+    items = {
+        one.name: Item(
             one.name, _unique(one.parts), needs[one.name].size_bytes or 0,
             _private_bytes(one, terms.workers) + _kept_bytes(one), is_compute_bound(one),
             tuple(only.get(one.name, ())),
         )
         for one in known
-    ]  # fmt: skip
-    return place(items, rooms)
+    }  # fmt: skip
+    allowed = {
+        one.name: [room for room in rooms if not items[one.name].devices or room.name in items[one.name].devices]
+        for one in known
+    }
+    too_large = [one for one in known if _is_too_large(one, items[one.name], allowed[one.name])]
+    placement = place([items[one.name] for one in known if one not in too_large], rooms)
+    on = {room.name: [one for one in known if placement.device_of.get(one.name) == room.name] for room in rooms}
+    free_bytes = {room.name: room.free_bytes - placement.used_bytes[room.name] for room in rooms}
+    for one in too_large:
+        pieces = divided(one, {room.name: free_bytes[room.name] for room in allowed[one.name]})
+        for device, piece in pieces.items():
+            on[device].append(piece)
+            free_bytes[device] -= sum(_unique(piece.parts).values())
+        placement.device_of[one.name] = ", ".join(pieces)
+    return placement, on
+
+
+def _is_too_large(one: Found, item: Item, rooms: Sequence[Room]) -> bool:
+    """Return whether a pool would divide a model: it may, and there is no device that has room for it."""
+    if not may_be_divided(one, len(rooms)) or any(gpu_of(room.name) != NO_GPU for room in rooms):
+        return False
+    weights_bytes = sum(item.parts_bytes.values())
+    return all(
+        weights_bytes + item.private_bytes + room.slots * item.need_bytes > room.free_bytes for room in rooms
+    )
 
 
 def _processes_bytes(base: Base, terms: Terms, models: int, *, is_first: bool) -> int:
@@ -265,6 +290,8 @@ def _model(
     if one.reason:
         done = "was run with its weights" if one.how == "run" else "could not be run"
         notes.append(f"its example {done}: {one.reason}")
+    if "," in device:
+        notes.append("it fits on no device alone: a pool divides it by layers")
     if one.opaque:
         notes.append(f"private to each worker: {', '.join(one.opaque)}")
     return PlannedModel(

@@ -15,7 +15,7 @@ from ..client import Pool
 from ..devices import ALL_GPUS, BY_NODE, NAMES, DeviceSettings, gpu_of, read_devices
 from ..memory.gpus import visible
 from ..model import Model, named_models
-from ..settings import MAILBOX_BYTES, Settings
+from ..settings import MAILBOX_BYTES, Settings, read_workers
 from ..sources import app_paths
 from ..supervisor.history import History
 from ..toml import read_toml
@@ -27,7 +27,7 @@ from .views import Plan
 def plan(
     models: Any,
     *,
-    workers: int | None = None,
+    workers: int | tuple[int, int] | Literal["auto"] | None = None,
     slots: int | None = None,
     threads: int | None = None,
     slot: int | str = 0,
@@ -43,7 +43,7 @@ def plan(
 
     Args:
         models: as for `Pool`.
-        workers: how many worker processes; this and what follows is meant as for `Pool`.
+        workers: how many worker processes, at most; this and what follows is meant as for `Pool`.
         slots: how many of them may run at once.
         threads: threads that torch uses in one run.
         slot: how much memory each slot may take.
@@ -57,7 +57,7 @@ def plan(
         SupervisorLost: the processes that find it out did not start.
     """
     settings = Settings(
-        workers=environment.cores() if workers is None else workers,
+        workers=read_workers(workers)[1],
         slots=slots or 0,
         threads=threads or 0,
         slot_bytes=read_size("slot", slot),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ..model import Model, named_models
 from ..views import View, size
 from .picture import bar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlannedModel(View):
     """What one model will take.
 
     Attributes:
-        device: where it goes.
+        device: where it goes; several, as ``cpu:0, cpu:1``, if it fits on none alone and is divided.
         weights_bytes: its one copy; exact.
         own_bytes: what of it no other model of the plan lies in.
         shared_with: by model, the bytes that both lie in.
@@ -117,7 +119,7 @@ class PlannedDevice(View):
         return super().to_dict() | {"needed_bytes": self.needed_bytes, "missing_bytes": self.missing_bytes}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan(View):
     """What models will take together, before any of them is loaded.
 
@@ -158,6 +160,21 @@ class Plan(View):
     def fits(self) -> bool:
         """Whether everything fits, and could be found out."""
         return not self.missing_bytes and not any(one.error for one in self.models)
+
+    def placed(self, models: Any) -> dict[str, Model]:
+        """Return models for a `Pool` that shall do as planned: each on its device, in the order of the loads.
+
+        A model that is not of this plan, could not be planned, has replicas, or would be divided, stays as it is,
+        and comes last.
+
+        Args:
+            models: as for `Pool`, and as they were given to `plan`.
+        """
+        named = named_models(models)
+        devices = {one.name: one.device for one in self.models if not one.error and "," not in one.device}
+        order = [name for name in self.order if name in devices and name in named and named[name].replicas == 1]
+        placed = {name: dataclasses.replace(named[name], device=devices[name]) for name in order}
+        return placed | {name: model for name, model in named.items() if name not in placed}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""

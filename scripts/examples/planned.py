@@ -2,8 +2,8 @@
 
 Four models for a machine divided in two. The plan runs their examples on shapes alone: it knows weights exactly,
 which models compute rather than wait for memory and so are kept apart, and an order of loads that takes least at
-once. Then a pool loads them, and the next plan knows besides how long that took. At last two models that are asked
-for more than there is time for get parts of it as their shares are.
+once. Then a pool loads them there, in that order, and the next plan knows besides how long that took. At last two
+models that are asked for more than there is time for get parts of it as their shares are.
 """
 
 from __future__ import annotations
@@ -45,16 +45,18 @@ MODELS = {
 def load_as_planned() -> tuple[list[Any], dict[str, Any]]:
     """Plan, load, and plan again; return what the models took, and what was told of that."""
     told = plan(MODELS, devices=DEVICES)
-    with Pool(MODELS, devices=DEVICES) as pool:
-        for name in told.order:
-            pool.run(name, MODELS[name].example)
+    with Pool(told.placed(MODELS), devices=DEVICES) as pool:
+        for name, model in MODELS.items():
+            pool.run(name, model.example)
+        place = {model.name: model.device for model in pool.models()}
         rows = [row_of("four models, as planned", pool.memory())]
         free_bytes = [device.free_bytes for device in pool.memory().devices]
     again = plan(MODELS, devices=DEVICES)
     return rows, {
         "fits": told.fits,
         "planned_weights_bytes": sum(device.weights_bytes for device in told.devices),
-        "place": {model.name: model.device for model in told.models},
+        "place": place,
+        "planned_place": {model.name: model.device for model in told.models},
         "compute_bound": [model.name for model in told.models if model.is_compute_bound],
         "pairs_that_compute_on_one_device": told.crowded,
         "order": told.order,

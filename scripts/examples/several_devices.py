@@ -1,13 +1,15 @@
 """Two models on each of two devices, and one on both: each device has its own copies and its own work memory.
 
 The machine is divided into two logical devices, as one with two cards is by itself; with ``--kind cuda`` the
-two are cards. The parts of an image generator share the work memory of the first: as large as the larger of them
-needs, not as both do. Two encoders share that of the second, and one more is on both. Each device has workers,
-cores and a budget of its own; what does not fit into the budget of the first goes to the second.
+two are cards. The parts of an image generator are a group that shares work memory on the first: as large as the
+larger of them needs, not as both do. An input that needs more spills once, and then that memory has grown. Two
+encoders share that of the second, and one more is on both. Each device has workers, cores and a budget of its own;
+what does not fit into the budget of the first goes to the second.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ BUDGETS = ("500MB", "900MB")
 LATENTS = (1, 4, 32, 32)
 WORDS = (2, 64)
 VOCABULARY = 8_192
+#: What the parts of the generator have in common.
+GROUP = "generator"
 
 
 class UNet(nn.Module):
@@ -88,8 +92,8 @@ def models(kind: str) -> dict[str, Model]:
     given = inputs()
     first, second = f"{kind}:0", f"{kind}:1"
     return {
-        "unet": Model(UNet, device=first, example=(given["unet"],)),
-        "decoder": Model(Decoder, device=first, example=(given["decoder"],)),
+        "unet": Model(UNet, device=first, workspace=GROUP, example=(given["unet"],)),
+        "decoder": Model(Decoder, device=first, workspace=GROUP, example=(given["decoder"],)),
         "small": Model(Encoder, args=(2,), device=second, example=(given["small"],)),
         "large": Model(Encoder, args=(12,), device=second, example=(given["large"],)),
         "both": Model(Encoder, args=(1,), replicas=2),
@@ -113,10 +117,25 @@ def ring_facts(status: Status) -> dict[str, Any]:
     """Return, by device, what each slot has, and what its models would have together if each had its own."""
     facts: dict[str, Any] = {}
     for ring in status.rings:
-        device = ring.device.replace(":", "")
-        facts[f"{device}_largest_need_bytes"] = max(ring.needs_bytes.values())
-        facts[f"{device}_sum_of_needs_bytes"] = sum(ring.needs_bytes.values())
+        group = f"{ring.device.replace(':', '')}_{ring.name}"
+        facts[f"{group}_models"] = sorted(ring.needs_bytes)
+        facts[f"{group}_largest_need_bytes"] = max(ring.needs_bytes.values())
+        facts[f"{group}_sum_of_needs_bytes"] = sum(ring.needs_bytes.values())
     return facts
+
+
+def spills_of_more(pool: Pool) -> list[int]:
+    """Have the generator work on four times as much, twice; return how many of the runs did not fit."""
+    more = torch.cat([torch.cat([inputs()["unet"]] * 2, 2)] * 2, 3)
+    spills = [_spills(pool)]
+    for _ in range(2):
+        pool.run("decoder", more)
+        spills.append(_spills(pool))
+    return [after - before for before, after in itertools.pairwise(spills)]
+
+
+def _spills(pool: Pool) -> int:
+    return next(ring.spills for ring in pool.status().rings if ring.name == GROUP)
 
 
 def weights_facts(memory: Memory) -> dict[str, Any]:
@@ -134,6 +153,7 @@ def main() -> None:
         replicas = [pool.submit("both", inputs()["both"]) for _ in range(20)]
         answers["both"] = next(one for one in [future.result() for future in replicas])
         status, memory = pool.status(), pool.memory()
+        spills = spills_of_more(pool)
         larger = too_large(pool)
         expected = plain()
         facts = {
@@ -143,6 +163,7 @@ def main() -> None:
             "both_answered": {one.device: one.answered for one in status.models if one.name == "both"},
             **ring_facts(status),
             **weights_facts(memory),
+            "spills_of_two_runs_that_need_more": spills,
             "larger_than_the_room_on_the_first_went_to": larger,
         }
         rows = [row_of("before the last", memory), row_of("with it", pool.memory())]

@@ -1,8 +1,9 @@
 """A file of weights is loaded by reference, made ready once for all workers, or mapped where it lies.
 
-One network, four ways: its weights taken from a safetensors file into the one copy; the file itself mapped, which
-takes no memory; the weights folded by a ``prepare`` that runs once, however many workers there are; and the same
-in eight bits, whose storages are shared as they are. No way holds a second copy in any worker.
+One network, five ways: its weights taken from a safetensors file into the one copy; a program that was exported
+with other weights, and computes with these; the file itself mapped, which takes no memory; the weights folded by a
+``prepare`` that runs once, however many workers there are; and the same in eight bits, whose storages are shared
+as they are. No way holds a second copy in any worker.
 """
 
 from __future__ import annotations
@@ -68,6 +69,13 @@ def quantise(net: Net) -> Net:
     return net
 
 
+def exported(folder: str) -> str:
+    """Export the network with weights of no use; return the path of the program."""
+    path = os.path.join(folder, "net.pt2")
+    torch.export.save(torch.export.export(Net(), (X,)), path)
+    return path
+
+
 def main() -> None:
     """Run the example."""
     options = arguments(__doc__)
@@ -79,6 +87,7 @@ def main() -> None:
         save_file(net.state_dict(), path)
         models = {
             "loaded": Model(Net, weights=path),
+            "exported": Model(exported(folder), weights=path),
             "mapped": Model(Net, weights=path, residency="file", sharing="private"),
             "folded": Model(Net, weights=path, prepare=fold),
             "eight_bits": Model(Net, weights=path, prepare=quantise),

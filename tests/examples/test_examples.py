@@ -114,7 +114,11 @@ def test_each_device_has_its_own_copies_and_its_own_work_memory(kind, tmp_path, 
     assert facts["equal_to_plain"]
     assert facts["devices"]["both"] == [f"{kind}:0", f"{kind}:1"]
     assert min(facts["both_answered"].values()) > 0
-    for device in (f"{kind}0", f"{kind}1"):
-        assert facts[f"{device}_largest_need_bytes"] < facts[f"{device}_sum_of_needs_bytes"]
-        assert facts[f"{device}_weights_bytes"] > 0
+    groups = {f"{kind}0_generator": ["decoder", "unet"], f"{kind}1_device": ["both", "large", "small"]}
+    for group, models in groups.items():
+        assert facts[f"{group}_models"] == models
+        assert facts[f"{group}_largest_need_bytes"] < facts[f"{group}_sum_of_needs_bytes"]
+    assert facts[f"{kind}0_device_models"] == ["both"]
+    assert min(facts[f"{kind}{device}_weights_bytes"] for device in (0, 1)) > 0
+    assert facts["spills_of_two_runs_that_need_more"] == [1, 0]
     assert facts["larger_than_the_room_on_the_first_went_to"] == f"{kind}:1"

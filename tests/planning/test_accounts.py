@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onecopy.pool import Model
 from onecopy.pool.core.identity import identity_of
 from onecopy.pool.planning.accounts import Limits, Terms, made_plan, run_bytes
 from onecopy.pool.planning.found import Base, Found, Part
@@ -142,3 +143,39 @@ def test_pictures_fit_a_terminal_and_show_what_is_too_much():
     assert lines[0].startswith("cpu      [WWW")
     assert lines[0].endswith("rr]")
     assert "." not in lines[0].split("|")[1]
+
+
+TWO = (Limits("cpu:0", 600 * MB, 400 * MB, 0), Limits("cpu:1", 600 * MB, 500 * MB, 0))
+
+
+def layers(count: int, **settings) -> Found:
+    return found("large", *[(f"layer {n}", 10 * MB // PAGE) for n in range(count)], **settings)
+
+
+def test_a_model_that_fits_on_no_device_alone_is_divided():
+    small = found("small", ("s", 10))
+    plan = planned(layers(45, need_bytes=PAGE, how="shapes"), small, limits=TWO, workers=1)
+    large, _ = plan.models
+    assert plan.fits, plan
+    assert large.device == "cpu:1, cpu:0"
+    assert "it fits on no device alone: a pool divides it by layers" in large.notes
+    first, second = plan.devices
+    assert first.weights_bytes + second.weights_bytes == large.weights_bytes + 10 * PAGE
+    assert second.weights_bytes > first.weights_bytes > 0
+    assert second.slots_bytes > 0, "it runs on the first that it is on"
+    models = {"large": Model("a:b"), "small": Model("a:b")}
+    assert plan.placed(models)["large"] is models["large"]
+
+
+def test_one_that_may_not_be_divided_or_does_not_fit_even_so_says_by_how_much():
+    whole = planned(layers(45, options={"divide": False}), limits=TWO, workers=1)
+    assert whole.models[0].device in {"cpu:0", "cpu:1"}
+    assert not whole.fits
+    cards = [one._replace(name=one.name.replace("cpu", "cuda")) for one in TWO]
+    assert planned(layers(45), limits=cards, workers=1).models[0].device in {"cuda:0", "cuda:1"}
+    only = planned(layers(45), limits=TWO, workers=1, only={"large": ["cpu:1"]})
+    assert only.models[0].device == "cpu:1"
+    more = planned(layers(90), limits=TWO, workers=1)
+    assert more.models[0].device == "cpu:1, cpu:0"
+    assert more.missing_bytes > 100 * MB
+    assert not more.fits

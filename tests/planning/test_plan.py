@@ -13,7 +13,7 @@ from leftovers import wait_until
 from onecopy.pool import ConfigError, Model, Pool, plan
 from onecopy.pool.planning.views import PlannedModel
 from planned_models import KINDS, Layers, wide, write_weights
-from standalone import onecopy, standalone
+from standalone import CLI, onecopy, standalone
 
 MIB = 1 << 20
 GIVEN = {"workers": 2, "slots": 1, "threads": 1}
@@ -121,7 +121,67 @@ def check_runs(told: dict[str, PlannedModel]) -> None:
     ]
 
 
+TWO = {name: {"budget": "800MB", "workers": 1} for name in ("cpu:0", "cpu:1")}
+
+
+def test_a_pool_does_as_planned():
+    computing = {name: Model(Layers, args=(4,), example=4096, sharing="private") for name in ("a", "b")}
+    models = computing | {"wide": Model(wide, example=1), "twice": Model(Layers, replicas=2)}
+    told = plan(models, devices=TWO)
+    placed = told.placed(models)
+    assert list(placed) == [*(name for name in told.order if name != "twice"), "twice"]
+    assert placed["twice"] is models["twice"]
+    assert placed["a"].devices != placed["b"].devices, "both compute"
+    with Pool(placed, devices=TWO) as pool:
+        for name, given in {"a": 1, "b": 1, "wide": 1}.items():
+            pool.run(name, given)
+        found = {one.name: one.device for one in pool.models() if one.name != "twice"}
+    assert found == {one.name: one.device for one in told.models if one.name != "twice"}
+
+
+def test_what_could_not_be_planned_stays_as_it_is():
+    models = {"gone": Model("planned_models:Nothing"), "layers": Model(Layers, device="cpu")}
+    told = plan(models, **GIVEN)
+    placed = told.placed({**models, "more": Layers()})
+    assert list(placed) == ["layers", "gone", "more"]
+    assert placed["gone"] is models["gone"]
+
+
+PLANNED = """
+[devices."cpu:0"]
+budget = "800MB"
+workers = 1
+[devices."cpu:1"]
+budget = "800MB"
+workers = 1
+[models.a]
+source = "planned_models:Layers"
+example = 4096
+sharing = "private"
+[models.b]
+source = "planned_models:Layers"
+example = 4096
+sharing = "private"
+"""
+
+
+def test_the_command_serves_as_planned(tmp_path):
+    command = [*CLI, "serve"]
+    with (
+        standalone(tmp_path, PLANNED, "--planned", command=command) as served,
+        Pool.connect(served.endpoint) as pool,
+    ):
+        assert {one.device for one in pool.models()} == {"cpu:0", "cpu:1"}
+        assert "in this order: " in served.log.read_text()
+
+
+def test_as_many_workers_are_planned_as_there_may_be():
+    assert plan(Layers(1), workers=(1, 3), slots=1).workers == 3
+
+
 def test_wrong_settings_are_refused_before_anything_runs():
+    with pytest.raises(ConfigError, match="workers must be a whole number, two"):
+        plan(Layers(), workers="many")
     with pytest.raises(ConfigError, match=r"devices.card must be a mapping with a budget"):
         plan(Layers(), devices={"card": {}})
     with pytest.raises(ConfigError, match=r"a key of devices.card must be one of 'budget', 'reserve'"):

@@ -270,6 +270,17 @@ def test_a_model_that_fits_on_no_device_is_divided_and_answers_as_it_would_undiv
             pool.load("deep", Model(Deep, args=(LAYERS, WIDTH), weights=path, divide=False))
 
 
+def test_a_plan_tells_what_would_be_divided(deep):
+    told = plan({"deep": Model(Deep, args=(LAYERS, WIDTH), weights=deep[1])}, workers=1, devices=TIGHT)
+    assert sorted(told.models[0].device.split(", ")) == ["cpu:0", "cpu:1"]
+    assert told.fits, told
+    assert (
+        sum(one.weights_bytes for one in told.devices)
+        == told.models[0].weights_bytes
+        >= LAYERS * WIDTH * WIDTH * 4
+    )
+
+
 def test_a_divided_model_that_is_warm_is_found_thawed_by_every_worker(deep):
     model, path = deep
     x = torch.linspace(-1, 1, 3 * WIDTH).reshape(3, WIDTH)
