@@ -17,7 +17,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # First, and by itself: what is built below changes more often, and must not draw another build of torch in.
-RUN pip install --index-url "$TORCH_INDEX" "torch>=2.13,<2.14"
+RUN pip install --index-url "$TORCH_INDEX" "torch>=2.11,<2.16"
 WORKDIR /build
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY protocol protocol

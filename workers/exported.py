@@ -58,7 +58,7 @@ class ExportedModel:
 
     def __setstate__(self, state: tuple[bytes, dict[str, Any]]) -> None:
         saved, weights = state
-        program = torch.export.load(io.BytesIO(saved))
+        program = _read(io.BytesIO(saved))
         program._state_dict = weights
         self.__init__(program)
 
@@ -76,7 +76,7 @@ def load_exported(path: str, weights: Mapping[str, torch.Tensor] | None = None) 
         LoadFailed: the file holds none, or the weights do not fit.
     """
     try:
-        program = torch.export.load(path)
+        program = _read(path)
         notes = _replace(path, program, weights) if weights is not None else []
         return ExportedModel(program), notes
     except (MemoryError, LoadFailed):
@@ -86,6 +86,11 @@ def load_exported(path: str, weights: Mapping[str, torch.Tensor] | None = None) 
         raise LoadFailed(
             f"{path}: no exported program, which torch.export.save writes: {type(error).__name__}: {reason}"
         ) from error
+
+
+def _read(source: str | io.BytesIO) -> ExportedProgram:
+    with warnings.catch_warnings(action="ignore"):  # of torch, of how it reads
+        return torch.export.load(source)
 
 
 def _replace(path: str, program: ExportedProgram, weights: Mapping[str, torch.Tensor]) -> list[str]:

@@ -41,6 +41,7 @@ def test_a_generator_is_named_wherever_it_hides(small):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 def test_a_script_module_is_named(small):
     small.scripted = torch.jit.script(nn.Linear(2, 2))
     with pytest.raises(FreezeError, match=r"model\.scripted.*ScriptModule.*factory"):

@@ -38,6 +38,7 @@ def test_quantized_tensors_travel():
         assert torch.equal(thawed.dequantize(), tensor.dequantize())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 def test_sparse_tensors_travel():
     tensor = torch.eye(10).to_sparse()
     assert torch.equal(roundtrip(tensor).to_dense(), torch.eye(10))
