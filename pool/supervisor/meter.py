@@ -88,6 +88,7 @@ class Meter:
         self._is_measuring = False
         self._has_happened = True
         self._is_untidy = True
+        self._is_active = True  # something has happened since the measurement before
         self._measured_at = 0.0
         self._processes_last: dict[int, ProcessMemory] = {}
         self._asked: list[Then] = []
@@ -100,7 +101,7 @@ class Meter:
 
     def touch(self) -> None:
         """Something has happened: measure what came of it, within a second."""
-        self._has_happened = self._is_untidy = True
+        self._has_happened = self._is_untidy = self._is_active = True
         self._measure_soon()
 
     def available(self) -> list[events.MemoryAvailable]:
@@ -201,6 +202,9 @@ class Meter:
         self._tell(figures)
         if self._devices.unanswered or "loader" in self.roles().values():
             self.touch()  # what runs may take memory without a word
+        elif self._is_active:  # tidying takes tens of milliseconds, which the next request shall not wait
+            self._is_active = False
+            self._measure_soon()
         elif self._is_untidy:
             self._is_untidy = False
             gc.collect()

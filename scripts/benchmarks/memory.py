@@ -2,7 +2,7 @@
 
 Memory is what all processes of the pool take together: their proportional share of anonymous and file pages,
 and every shared region once. The client, this process, does not count. Each worker has run a batch and then
-rested for two seconds. Nobody else may come or go with torch meanwhile: its file pages are shared with them too.
+rested for three seconds. Nobody else may come or go with torch meanwhile: its file pages are shared with them too.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _pool(workers: int, residency: Literal["memory", "file"] = "memory") -> tupl
             for future in [pool.submit("embed", TEXTS) for _ in range(2 * workers)]:
                 future.result()
             seen = {one.pid for one in pool.status().workers if one.runs}
-        time.sleep(2)  # workers at rest give the free part of their heaps back after a second
+        time.sleep(3)  # who has nothing to do gives the free part of its heap back after a second or two
         return pool.memory().total_bytes / 1e6, ready_s
 
 

@@ -37,7 +37,7 @@ _THREADS: Final = 2
 #: How long a pool may take until every worker has run every model, and how long it then lies idle before it is
 #: measured: workers at rest give the free part of their heaps back after a second.
 _REST_S: Final = 60.0
-_IDLE_S: Final = 3.0
+_IDLE_S: Final = 4.0
 _WARM_UP_S: Final = 4.0
 _LOOKS: Final = 5
 #: More than any request needs of a slot, whose pages it keeps: how many it has must not depend on which was used.

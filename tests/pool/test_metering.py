@@ -144,11 +144,14 @@ def test_when_nothing_goes_on_any_more_the_heap_is_tidied_once(monkeypatch):
     processes, exporter = SimpleNamespace(zygotes=[], children={}), SimpleNamespace(pid=0)
     reactor = Reactor()
     one = meter.Meter(devices, processes, exporter, None, [], reactor, lambda _: None)
-    for unanswered, times in ((1, 0), (0, 1), (0, 1)):
+    for unanswered, times in ((1, 0), (0, 0), (0, 1), (0, 1)):
         devices.unanswered = unanswered
         one._measured(meter._Figures([], {}))
         assert len(trimmed) == times
-    one.touch()
+    for _ in range(3):  # between requests that come one after the other
+        one.touch()
+        one._measured(meter._Figures([], {}))
+    assert len(trimmed) == 1
     one._measured(meter._Figures([], {}))
     assert len(trimmed) == 2
     one.close()
