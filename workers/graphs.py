@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import sys
 from collections import UserDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -50,6 +51,17 @@ class Recorder(Protocol):
             RuntimeError: it waits for the GPU, or does something else that cannot be recorded.
         """
         ...
+
+
+def refusal() -> str:
+    """Return why nothing can be recorded with this torch; empty if it can.
+
+    Before 2.13, torch does not look whether tensors of a recording are gone, and takes the memory of recordings
+    that are made in a slot out of the slot, where others would write into it.
+    """
+    if "check_input_liveness" in inspect.signature(torch.cuda.graph).parameters:
+        return ""
+    return f"recording takes torch 2.13, and this is {torch.__version__}"
 
 
 class TorchRecorder:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import mmap
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -99,8 +100,11 @@ class HeldModel:
         """What makes its calls of CUDA graphs; None where they are made as they are."""
         if self._gpu is None or not self._options.get("cuda_graph") or self._gpu.device.type != "cuda":
             return None
-        from .graphs import Graphs, TorchRecorder
+        from .graphs import Graphs, TorchRecorder, refusal
 
+        if why := refusal():
+            print(f"{self.name}: calls are made without CUDA graphs: {why}", file=sys.stderr)  # noqa: T201 - to the log
+            return None
         return Graphs(self.name, TorchRecorder(self._gpu.device))
 
     def let_go(self) -> None:

@@ -13,7 +13,7 @@ from driven import call
 from gpu_bench import Bench, Gpu, assert_equal
 from onecopy.protocol.errors import ModelError
 from onecopy.workers.cuda_errors import ContextLost
-from onecopy.workers.graphs import MOST_KINDS, Graphs
+from onecopy.workers.graphs import MOST_KINDS, Graphs, refusal
 from onecopy.workers.transfers import Transfers
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -317,6 +317,12 @@ def test_what_the_model_raises_while_it_is_recorded_is_raised(tape, graphs):
         around(ones(3))
     assert torch.equal(around(ones(3)), ones(3))
     assert (tape.recorded, tape.replayed) == (2, 1)
+
+
+def test_an_older_torch_records_nothing(monkeypatch):
+    assert not refusal()
+    monkeypatch.setattr(torch.cuda, "graph", lambda cuda_graph, pool=None: None)
+    assert refusal() == f"recording takes torch 2.13, and this is {torch.__version__}"
 
 
 def test_an_error_of_the_gpu_is_no_reason_to_go_on(tape, graphs):
