@@ -1,8 +1,13 @@
-"""Pools of a process that exits: what was submitted is answered first, as executors of `concurrent.futures` do."""
+"""Pools of a process that exits: what was submitted is answered first, as executors of `concurrent.futures` do.
+
+What daemon threads submit from then on is refused, and streams that they read are closed: they might never end.
+Children that `multiprocessing` forks end without any of this.
+"""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import weakref
@@ -18,15 +23,23 @@ class Closing(Protocol):
         ...
 
 
-_open: weakref.WeakSet[Closing] = weakref.WeakSet()
+class Exiting(Protocol):
+    """Its connection."""
+
+    def before_exit(self) -> None:
+        """Take no more requests, and give up what nobody but a daemon thread could bring to its end."""
+        ...
 
 
-def shut_down_at_exit(pool: Closing) -> None:
+_open: weakref.WeakKeyDictionary[Closing, Exiting] = weakref.WeakKeyDictionary()
+
+
+def shut_down_at_exit(pool: Closing, connection: Exiting) -> None:
     """Have a pool shut down when this process exits, if it lives that long.
 
     To be called once it has its `weakref.finalize`: what is to be done at exit is done in reverse order.
     """
-    _open.add(pool)
+    _open[pool] = connection
     _register(os.getpid())
 
 
@@ -38,7 +51,11 @@ def _register(pid: int) -> None:
 def _shut_down(pid: int) -> None:
     if os.getpid() != pid:  # a fork: the pools are its parent's
         return
-    # Whoever leaves by an exception does not want to wait, as with `with`.
-    has_failed = getattr(sys, "last_value", None) is not None
+    # Whoever leaves by an exception that nobody caught does not want to wait. Where people type, there may be one
+    # of long ago.
+    has_failed = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
+    for connection in list(_open.values()):
+        connection.before_exit()
     for pool in list(_open):
-        pool.shutdown(cancel_futures=has_failed)
+        with contextlib.suppress(RuntimeError):  # Python 3.12 starts no thread any more; then the pool is given up
+            pool.shutdown(cancel_futures=has_failed)

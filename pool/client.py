@@ -125,7 +125,7 @@ class Pool:
             self._supervisor.follow_logs()
             self._connection = Connection(f"ipc://{self._supervisor.directory}")
             self._finalizer = weakref.finalize(self, _abandon, self._connection, self._supervisor)
-            shut_down_at_exit(self)
+            shut_down_at_exit(self, self._connection)
             for model_name, model in named.items():
                 self._load(model_name, model, eager=False)
         except BaseException:
@@ -153,7 +153,7 @@ class Pool:
         pool._supervisor = None
         pool._connection = Connection(endpoint or environment.default_endpoint(), keys)
         pool._finalizer = weakref.finalize(pool, _abandon, pool._connection, None)
-        shut_down_at_exit(pool)
+        shut_down_at_exit(pool, pool._connection)
         return pool
 
     def __repr__(self) -> str:
@@ -350,7 +350,7 @@ class Pool:
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the pool (a connected one: end the connection), as `concurrent.futures.Executor.shutdown`.
 
-        Done when the interpreter exits, too; without waiting if that is because of an exception.
+        Done when the interpreter exits, too; without waiting if an exception that nobody caught ends it.
 
         Args:
             wait: return when everything submitted is answered and every process is gone. Streams that other

@@ -74,6 +74,7 @@ class Connection:
         self._numbers = itertools.count(1)
         self._end: PoolError | None = None  # why this connection is of no use any more
         self.is_forked = False
+        self._is_exiting = False
         self._receiver = Receiver(
             self._read, self._sleep, is_due=self._is_due, is_over=lambda: self._end is not None
         )
@@ -195,6 +196,12 @@ class Connection:
         for expected in list(self._expected.values()):
             expected.before_shutdown()
 
+    def before_exit(self) -> None:
+        """Do so because the interpreter exits: take no more requests, and give up every stream."""
+        self._is_exiting = True
+        for expected in list(self._expected.values()):
+            expected.before_shutdown(is_exit=True)
+
     def wait_for_all(self) -> None:
         """Return when every answer is there, or the supervisor is lost."""
         while self._expected and self._end is None:
@@ -227,6 +234,8 @@ class Connection:
             )
         if self._end is not None:
             raise self._end
+        if self._is_exiting:
+            raise SupervisorLost("the interpreter exits, and this Pool takes no more requests")
 
     def _ask(self, topic: str) -> PoolFuture:
         future = PoolFuture(self, (topic, ""))

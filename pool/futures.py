@@ -59,8 +59,8 @@ class Expected(Protocol):
         """Take an item of a stream."""
         ...
 
-    def before_shutdown(self) -> None:
-        """See to it that whoever ends the pool does not wait for this in vain."""
+    def before_shutdown(self, *, is_exit: bool = False) -> None:
+        """See to it that whoever ends the pool, or the interpreter, does not wait for this in vain."""
         ...
 
 
@@ -141,5 +141,5 @@ class PoolFuture(Future[Any]):
     def yielded(self, _body: bytes, _buffers: Sequence[Buffer]) -> None:
         """Drop an item; a request for a result gets none."""
 
-    def before_shutdown(self) -> None:
+    def before_shutdown(self, *, is_exit: bool = False) -> None:
         """Let its answer come: nobody needs to do anything for it."""

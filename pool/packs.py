@@ -112,7 +112,7 @@ class Pack:
     def yielded(self, _body: bytes, _buffers: Sequence[Buffer]) -> None:
         """Drop an item; calls have results."""
 
-    def before_shutdown(self) -> None:
+    def before_shutdown(self, *, is_exit: bool = False) -> None:
         """Nobody needs to read on for this to be answered."""
 
     def _settle(self) -> None:

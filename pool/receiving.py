@@ -119,8 +119,9 @@ class Receiver:
         if not self._pump_wanted.is_set() or (urgent and not self._pump_hurry.is_set()):
             with self._starting:
                 if self._pump is None:
-                    self._pump = threading.Thread(target=self._run_pump, name="onecopy-receiver", daemon=True)
-                    self._pump.start()
+                    pump = threading.Thread(target=self._run_pump, name="onecopy-receiver", daemon=True)
+                    pump.start()
+                    self._pump = pump
             self._pump_wanted.set()
             if urgent:
                 self._pump_hurry.set()

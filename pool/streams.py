@@ -101,9 +101,9 @@ class Inbox:
         self._has_ended = True
         self.notify()
 
-    def before_shutdown(self) -> None:
-        """End now if the thread that reads is the one that waits for the end."""
-        if self._reader == threading.get_ident():
+    def before_shutdown(self, *, is_exit: bool = False) -> None:
+        """End now if the thread that reads is the one that waits for the end, or a daemon that would read on."""
+        if is_exit or self._reader == threading.get_ident():
             self._connection.abandon(self.number)
             self.failed(RequestCancelled("the pool was shut down before this stream was read to its end"))
 

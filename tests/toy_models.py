@@ -68,6 +68,16 @@ class Toys:
         }[kind]
 
 
+class Endless:
+    """A stream that does not end."""
+
+    def count(self):
+        number = 0
+        while True:
+            yield number
+            number += 1
+
+
 def toys():
     return Toys()
 

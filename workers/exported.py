@@ -77,15 +77,15 @@ def load_exported(path: str, weights: Mapping[str, torch.Tensor] | None = None) 
     """
     try:
         program = _read(path)
-        notes = _replace(path, program, weights) if weights is not None else []
-        return ExportedModel(program), notes
-    except (MemoryError, LoadFailed):
+    except MemoryError:
         raise
     except Exception as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise LoadFailed(
             f"{path}: no exported program, which torch.export.save writes: {type(error).__name__}: {reason}"
         ) from error
+    notes = _replace(path, program, weights) if weights is not None else []
+    return ExportedModel(program), notes
 
 
 def _read(source: str | io.BytesIO) -> ExportedProgram:
@@ -122,7 +122,9 @@ def _fitting(path: str, name: str, tensor: torch.Tensor, exported: torch.Tensor)
         )
     if tensor.stride() != exported.stride():  # which the program was traced with
         tensor = torch.empty_strided(exported.shape, exported.stride(), dtype=tensor.dtype).copy_(tensor)
-    return torch.nn.Parameter(tensor, requires_grad=False) if isinstance(exported, torch.nn.Parameter) else tensor
+    return (
+        torch.nn.Parameter(tensor, exported.requires_grad) if isinstance(exported, torch.nn.Parameter) else tensor
+    )
 
 
 def _place(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -117,6 +117,10 @@ class _Need(NamedTuple):
     source: str
 
 
+#: Of what no run is known of, or takes none: a part of a model, on another device than the one where it runs.
+_NO_NEED: Final = _Need(None, "")
+
+
 def _need(one: Found, history: Needs) -> _Need:
     """Return the larger of what earlier runs took and what was found out now."""
     keys = [part.key if part.key[0] != "private" else None for part in one.parts]
@@ -254,7 +258,7 @@ def _slots_bytes(models: Sequence[Found], terms: Terms, needs: Mapping[str, _Nee
     rings: dict[str, int] = {}
     for one in models:
         ring = one.options.get("workspace", "")
-        need_bytes = _rounded_up(needs[one.name].size_bytes or 0, _PAGE_BYTES)
+        need_bytes = _rounded_up(needs.get(one.name, _NO_NEED).size_bytes or 0, _PAGE_BYTES)
         # Outside of slots too, runs take memory: each worker's own.
         most_bytes = terms.slot_bytes if ring != PRIVATE else 0
         rings[ring] = max(rings.get(ring, 0), min(need_bytes, most_bytes or need_bytes))
@@ -279,13 +283,18 @@ def _model(
 ) -> PlannedModel:
     parts = {part.key: part for part in one.parts}
     device = device_of.get(one.name, "")
-    beside = [other for other in found if other is not one and device_of.get(other.name) == device]
+    devices = set(device.split(", "))
+    beside = [
+        other
+        for other in found
+        if other is not one and devices & set(device_of.get(other.name, "nowhere").split(", "))
+    ]
     shared = {
         other.name: sum(parts[key].size_bytes for key in {part.key for part in other.parts} & parts.keys())
         for other in beside
     }
     of_others = {part.key for other in beside for part in other.parts}
-    need = needs.get(one.name, _Need(None, ""))
+    need = needs.get(one.name, _NO_NEED)
     notes = list(one.notes)
     if one.reason:
         done = "was run with its weights" if one.how == "run" else "could not be run"

@@ -34,7 +34,7 @@ def divided(one: Found, rooms_bytes: Mapping[str, int]) -> dict[str, Found]:
         device = next((device for device in order if left_bytes[device] >= size_bytes), order[0])
         left_bytes[device] -= size_bytes
         parts[device].append(part)
-    pieces = {device: Found(one.name, tuple(own), options=one.options) for device, own in parts.items() if own}
+    pieces = {device: Found(f"{one.name} on {device}", tuple(own)) for device, own in parts.items() if own}
     home = next(iter(pieces), order[0])
     return {**pieces, home: one._replace(parts=tuple(parts[home]))}
 

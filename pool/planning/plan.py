@@ -83,7 +83,10 @@ def plan_for(
         only: by model, the devices that it may be on.
     """
     limits = _limits(settings.devices if devices is None else devices)
-    only = {name: one.devices for name, one in models.items() if one.devices} | dict(only or {})
+    # Where a pool has GPUs, a model that names no device goes to one.
+    gpus = [one.name for one in limits if gpu_of(one.name) != NO_GPU]
+    allowed = {name: one.devices or gpus for name, one in models.items() if one.devices or gpus}
+    only = allowed | dict(only or {})
     _check_only(only, models, limits)
     found, base = rehearse(models, paths, workers=settings.workers, slots=settings.slots, threads=settings.threads)
     history = History(environment.history_path(), lambda *_: None, lambda _: None)

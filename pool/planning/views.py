@@ -169,6 +169,9 @@ class Plan(View):
 
         Args:
             models: as for `Pool`, and as they were given to `plan`.
+
+        Raises:
+            ConfigError: a device of the plan is of another machine, and has a name that no pool's can have.
         """
         named = named_models(models)
         devices = {one.name: one.device for one in self.models if not one.error and "," not in one.device}

@@ -32,6 +32,8 @@ from .shelf import Shelf
 _SOON_S: Final = 1.0
 #: How often it is measured anyhow.
 _ANYHOW_S: Final = 10.0
+#: How often the heap is tidied although something goes on.
+_TIDY_S: Final = 60.0
 #: So many may wait to be told what processes take.
 MOST_ASKED: Final = 1000
 
@@ -90,6 +92,7 @@ class Meter:
         self._is_untidy = True
         self._is_active = True  # something has happened since the measurement before
         self._measured_at = 0.0
+        self._tidied_at = time.monotonic()
         self._processes_last: dict[int, ProcessMemory] = {}
         self._asked: list[Then] = []
         self._is_answering = False
@@ -202,11 +205,12 @@ class Meter:
         self._tell(figures)
         if self._devices.unanswered or "loader" in self.roles().values():
             self.touch()  # what runs may take memory without a word
-        elif self._is_active:  # tidying takes tens of milliseconds, which the next request shall not wait
+        elif self._is_active and time.monotonic() < self._tidied_at + _TIDY_S:
+            # Tidying takes tens of milliseconds, which the next request shall not wait, unless that is rare.
             self._is_active = False
             self._measure_soon()
         elif self._is_untidy:
-            self._is_untidy = False
+            self._is_untidy, self._tidied_at = False, time.monotonic()
             gc.collect()
             trim()
 

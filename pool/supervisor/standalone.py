@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +10,7 @@ from ...protocol.errors import PoolError
 from ..checks import ConfigError
 from ..environment import default_directory
 from ..runtime import RuntimeDirectory
-from ..sources import load_by_name
-from ..toml import read_toml
+from .reading import read_config
 from .supervisor import Supervisor
 
 
@@ -30,20 +27,15 @@ def serve_standalone(
         places: ``MODEL=DEVICE`` of models that shall be loaded first, in this order, and there.
     """
     try:
-        settings, models = read_toml(config)
-        placed = dict(place.split("=", 1) for place in places)
-        first = {name: dataclasses.replace(models[name], device=placed[name]) for name in placed if name in models}
-        models = first | {name: model for name, model in models.items() if name not in first}
-        settings = dataclasses.replace(settings, listen=(*settings.listen, *listen), **changes)
+        settings, loads = read_config(config, listen, changes, places)
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201
         return 2
     try:
         folder = RuntimeDirectory(directory or default_directory(settings.name))
         supervisor = Supervisor(settings, folder, is_verbose=True)
-        paths = [os.path.dirname(os.path.abspath(config))]
-        for name, model in models.items():
-            supervisor.declare(None, load_by_name(name, model, paths))
+        for load in loads:
+            supervisor.declare(None, load)
         supervisor.serve()
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from standalone import environment, standalone
+from standalone import TOYS, environment, standalone
 
 HEAD = """
-import os, sys
+import os, sys, threading
 from pathlib import Path
 from onecopy.pool import Pool
 def main():
@@ -51,6 +51,28 @@ def test_what_a_connected_app_submitted_is_answered_too(tmp_path):
         process = script(tmp_path, f"Pool.connect({served.endpoint!r})", SUBMIT)
         assert ended(process) == (0, ["0", "1", "4"], "")
         assert served.is_serving()
+
+
+DAEMONS = """
+    def ask():
+        while True:
+            pool.model("toys", method="square")(2)
+    def read():
+        for _ in pool.model("endless", method="count").stream():
+            pass
+    pool.load("endless", "toy_models:Endless")
+    for target in (ask, read):
+        threading.Thread(target=target, daemon=True).start()
+    models = {}
+    while not models or not models["toys"].answered or not models["endless"].running:
+        models = {one.name: one for one in pool.models()}
+"""
+
+
+def test_daemons_that_ask_and_read_on_and_on_keep_no_app_from_exiting(tmp_path):
+    assert ended(script(tmp_path, OWN.replace("workers=1", "workers=2"), DAEMONS))[0] == 0
+    with standalone(tmp_path, TOYS.replace("workers = 1", "workers = 2")) as served:
+        assert ended(script(tmp_path, f"Pool.connect({served.endpoint!r})", DAEMONS))[0] == 0
 
 
 def test_who_exits_by_an_exception_does_not_wait(tmp_path):

@@ -237,6 +237,9 @@ def test_an_example_of_a_pool_toml_is_run_before_anybody_asks(tmp_path, example)
     with standalone(tmp_path, toml) as served, Pool.connect(served.endpoint) as pool:
         assert wait_until(lambda: pool.models()[0].answered == 1), served.log.read_text()
         assert not any("its example failed" in note for note in pool.status().notes)
+        maps = Path(f"/proc/{served.process.pid}/maps").read_text()
+        assert "libtorch" not in maps, "the supervisor has it read by another process"
+        assert "_multiarray_umath" not in maps
 
 
 def test_an_example_that_fails_is_told_and_the_model_serves():
