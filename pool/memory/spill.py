@@ -168,7 +168,8 @@ def _read(file_fd: int, start: int, end: int) -> None:
 
 def _is_cached(file_fd: int, offset_bytes: int, size_bytes: int) -> bool:
     """Whether all pages of a piece of a file are in the kernel's cache; mincore(2) tells the file's owner."""
-    pages = ctypes.create_string_buffer(-(-size_bytes // mmap.PAGESIZE))
+    pages = bytearray(-(-size_bytes // mmap.PAGESIZE))
+    told = ctypes.c_char.from_buffer(pages)  # an array of its size would be a type of its own, and a cycle
     # Mapped privately, and so writable for ctypes, which has no other way to an address.
     try:
         mapping = mmap.mmap(file_fd, size_bytes, access=mmap.ACCESS_COPY, offset=offset_bytes)
@@ -176,15 +177,15 @@ def _is_cached(file_fd: int, offset_bytes: int, size_bytes: int) -> bool:
         return False
     with mapping as mapped:
         piece = ctypes.c_char.from_buffer(mapped)
-        is_unknown = _mincore()(ctypes.addressof(piece), size_bytes, pages)
+        is_unknown = _mincore()(ctypes.addressof(piece), size_bytes, ctypes.addressof(told))
         del piece
-    return not is_unknown and all(page & 1 for page in pages.raw)
+    return not is_unknown and all(page & 1 for page in pages)
 
 
 @cache
 def _mincore() -> Callable[..., int]:
     function = ctypes.CDLL(None, use_errno=True).mincore
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     return function
 
 
