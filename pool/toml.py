@@ -10,11 +10,9 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
-from ..protocol.errors import InvalidRequest
 from .checks import ConfigError, check_keys, check_name, read_size
 from .devices import read_devices
 from .keys import key_folder
-from .lines import value_of
 from .model import Model, full_path, full_source
 from .settings import Settings, read_workers
 
@@ -93,19 +91,9 @@ def _model_from_table(where: str, table: Any, folder: str) -> Model:
         values["source"] = full_source(values["source"], folder)
         if "weights" in values:
             values["weights"] = full_path("weights", values["weights"], folder)
-        if "example" in values:
-            values["example"] = _example(values["example"], folder)
         return Model(**values)
     except ConfigError as error:
         raise ConfigError(f"[{where}] {error.message}") from error
-
-
-def _example(document: Any, folder: str) -> Any:
-    """Return an example with its arrays: they are written as in the lines of a batch job."""
-    try:
-        return value_of(document, folder)
-    except InvalidRequest as error:
-        raise ConfigError(f"example: {error.message}") from error
 
 
 def _check_types(where: str, values: Mapping[str, Any], types_: Mapping[str, type]) -> None:

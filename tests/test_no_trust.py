@@ -51,6 +51,7 @@ KNOWN = {
     "workers/aoti_package.py": "reads a declared model's package, weights only",
     "workers/checkpoints.py": "reads a declared model's file; pickles only if it is trusted",
     "workers/dry_run.py": "imports what a declared model names",
+    "workers/exported.py": "imports a part of torch by its constant name",
     "workers/folders.py": "imports what a declared model's folder is loaded with",
     "workers/sources.py": "unpickles and imports what an app or a pool.toml declares",
     "workers/stand_in.py": "imports constant names, to try what a machine can do",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +12,8 @@ from ...protocol.errors import PoolError
 from ..checks import ConfigError
 from ..environment import default_directory
 from ..runtime import RuntimeDirectory
-from .reading import read_config
+from ..sources import load_by_name
+from ..toml import read_toml
 from .supervisor import Supervisor
 
 
@@ -27,15 +30,20 @@ def serve_standalone(
         places: ``MODEL=DEVICE`` of models that shall be loaded first, in this order, and there.
     """
     try:
-        settings, loads = read_config(config, listen, changes, places)
+        settings, models = read_toml(config)
+        placed = dict(place.split("=", 1) for place in places)
+        first = {name: dataclasses.replace(models[name], device=placed[name]) for name in placed if name in models}
+        models = first | {name: model for name, model in models.items() if name not in first}
+        settings = dataclasses.replace(settings, listen=(*settings.listen, *listen), **changes)
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201
         return 2
     try:
         folder = RuntimeDirectory(directory or default_directory(settings.name))
         supervisor = Supervisor(settings, folder, is_verbose=True)
-        for load in loads:
-            supervisor.declare(None, load)
+        paths = [os.path.dirname(os.path.abspath(config))]
+        for name, model in models.items():
+            supervisor.declare(None, load_by_name(name, model, paths))
         supervisor.serve()
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201

@@ -148,7 +148,6 @@ def test_a_pool_toml_finds_paths_from_its_own_folder(tmp_path, monkeypatch):
         ("max_wait_ms = -1", r"\[models\.m\] max_wait_ms must be a number from 0"),
         ("cuda_graph = 1", r"models\.m\.cuda_graph must be bool"),
         ("cuda_graph = true\ngrad = true", r"\[models\.m\] cuda_graph is for models without grad=True"),
-        ("example = {npy = 'nowhere.npy'}", r"\[models\.m\] example: npy 'nowhere\.npy': No such file"),
         ("adaptive = 1", r"models\.m\.adaptive must be bool"),
         ("weight = 'w.pt'", r"unknown key 'weight'; did you mean 'weights'\?"),
     ],
