@@ -197,7 +197,7 @@ class Connection:
             expected.before_shutdown()
 
     def before_exit(self) -> None:
-        """Do so because the interpreter exits: take no more requests, and give up every stream."""
+        """Take no more requests, and give up every stream, because the interpreter exits."""
         self._is_exiting = True
         for expected in list(self._expected.values()):
             expected.before_shutdown(is_exit=True)

@@ -73,7 +73,7 @@ class Model:
             the weights of this model, and no other model does.
         example: what a request may carry: a tuple of arguments, a mapping of keyword arguments, or the one
             argument. The model is loaded when the pool starts and run with it once, so that the memory which its
-            runs need is known before somebody waits for one.
+            runs need is known before somebody waits for one. In a pool.toml it is a plain value, of no arrays.
         workspace: ``"device"``: its runs take their memory from the slots that all such models share. A name of
             your own: from slots that only the models of that name share. ``"private"``: from the worker's own
             memory.

@@ -5,7 +5,9 @@ what torch 2.13 documents (``torch/cuda/memory.py``) and to the sources of its a
 (``CUDACachingAllocator.cpp``, ``MemPool.cpp``). That is believed: it was not seen on a card yet.
 
 A model may capture graphs while a pool is in use, and replay them later: what they compute with lies in pools of
-their own, because the pool that was entered last goes first.
+their own, because the pool that was entered last goes first. That holds from torch 2.13 on. With an older one the
+pool that was entered first does: graphs that a model captures by itself would be recorded into its slot, which the
+next run overwrites.
 """
 
 from __future__ import annotations

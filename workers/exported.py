@@ -13,21 +13,19 @@ import contextlib
 import importlib
 import io
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from ..protocol.errors import LoadFailed
+from .state_dicts import listed
 
 with contextlib.suppress(ImportError):  # another torch would import it later
     importlib.import_module("torch._export.serde.serialize")
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-#: So many tensors are named in a message.
-_NAMED: Final = 3
 
 
 class ExportedModel:
@@ -107,11 +105,11 @@ def _replace(path: str, program: ExportedProgram, weights: Mapping[str, torch.Te
         if source is not None:
             given[name] = _fitting(path, name, weights[source].detach(), tensor)
     if not given:
-        raise LoadFailed(f"{path}: the weights have none of its tensors, which are {_some(list(own))}")
+        raise LoadFailed(f"{path}: the weights have none of its tensors, which are {listed(list(own))}")
     program._state_dict = cast("Any", own | given)
     left, unused = [name for name in own if name not in given], sorted(weights.keys() - own.keys())
-    notes = [f"{path}: {len(left)} tensors are those of the program: {_some(left)}"] if left else []
-    return [*notes, f"{path}: it has no tensors for {_some(unused)} of the weights"] if unused else notes
+    notes = [f"{path}: {len(left)} tensors are those of the program: {listed(left)}"] if left else []
+    return [*notes, f"{path}: it has no tensors for {listed(unused)} of the weights"] if unused else notes
 
 
 def _fitting(path: str, name: str, tensor: torch.Tensor, exported: torch.Tensor) -> torch.Tensor:
@@ -130,10 +128,6 @@ def _fitting(path: str, name: str, tensor: torch.Tensor, exported: torch.Tensor)
 def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Return what tied tensors have in common; an empty one has no place."""
     return tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _hollow(tensor: torch.Tensor) -> torch.Tensor:

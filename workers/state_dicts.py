@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..protocol.errors import LoadFailed
@@ -70,7 +70,7 @@ def complete(module: torch.nn.Module, state: Mapping[str, Any]) -> tuple[dict[st
     for keys in tied.values():
         if len(keys) > 1 and (present := [key for key in keys if key in completed]):
             completed.update(dict.fromkeys(keys, completed[present[-1]]))  # as torch: the last one wins
-    notes = [f"not loaded, because the model makes them itself: {_listed(ignored)}"] if ignored else []
+    notes = [f"not loaded, because the model makes them itself: {listed(ignored)}"] if ignored else []
     return completed, notes
 
 
@@ -87,7 +87,7 @@ def misfit(module: torch.nn.Module, state: Mapping[str, Any]) -> str | None:
         "unknown to the model": [key for key in state if key not in shapes],
         "of another shape": differing,
     }
-    parts = [f"{len(names):,} {what}: {_listed(names)}" for what, names in found.items() if names]
+    parts = [f"{len(names):,} {what}: {listed(names)}" for what, names in found.items() if names]
     return "; ".join(parts) or None
 
 
@@ -116,6 +116,8 @@ def is_torchs(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict")
 
 
-def _listed(names: Sequence[str]) -> str:
-    text = ", ".join(names[:_LISTED])
-    return text if len(names) <= _LISTED else f"{text} and {len(names) - _LISTED:,} more"
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message: the first ones, and how many more there are."""
+    known = list(names)
+    text = ", ".join(known[:_LISTED])
+    return text if len(known) <= _LISTED else f"{text} and {len(known) - _LISTED:,} more"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -24,6 +23,7 @@ from ..protocol.mapping import Mapping, buffer_in, map_region, storage_in
 from ..protocol.tensors import ITEMSIZE_BYTES, TORCH_NAMES
 from .checkpoints import ENDINGS, load_state
 from .safetensors_file import Header, read_header
+from .state_dicts import listed
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +34,6 @@ _EXPECTED: Final = (
     f"a {SAFETENSORS} file, an index of several (*{SAFETENSORS}{INDEX}), a state dict ({', '.join(ENDINGS)}) or a "
     "folder with one of these"
 )
-#: Names listed in an error at most.
-_LISTED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -83,13 +81,13 @@ def _open_folder(folder: str) -> Weights:
         usual = [name for name in found if name.startswith(("model.", "pytorch_model."))]
         chosen = usual if len(usual) == 1 else found
         if len(chosen) > 1 and ending != SAFETENSORS:
-            raise LoadFailed(f"{folder}: which of {_listed(found)} is meant? Give the path of one")
+            raise LoadFailed(f"{folder}: which of {listed(found)} is meant? Give the path of one")
         weights = _merged([open_weights(os.path.join(folder, name)) for name in chosen])
         if left := [name for name in found if name not in chosen]:
-            weights.notes.append(f"{folder}: {chosen[0]} was loaded, {_listed(left)} not")
+            weights.notes.append(f"{folder}: {chosen[0]} was loaded, {listed(left)} not")
         return weights
     raise LoadFailed(
-        f"{folder}: no weights in this folder; it has {_listed(names) or 'no files'}. Weights are {_EXPECTED}"
+        f"{folder}: no weights in this folder; it has {listed(names) or 'no files'}. Weights are {_EXPECTED}"
     )
 
 
@@ -105,9 +103,9 @@ def _open_index(path: str) -> Weights:
             raise LoadFailed(f"{path}: names the file {file!r}, which does not lie beside it")
         weights = open_weights(shard)
         if lacking := [name for name in names if name not in weights.state]:
-            raise LoadFailed(f"{path}: says that {file!r} holds {_listed(lacking)}, but it does not")
+            raise LoadFailed(f"{path}: says that {file!r} holds {listed(lacking)}, but it does not")
         if extra := [name for name in weights.state if name not in set(names)]:
-            weights.notes.append(f"{shard}: {_listed(extra)} not loaded, because the index does not name them")
+            weights.notes.append(f"{shard}: {listed(extra)} not loaded, because the index does not name them")
         parts.append(Weights({name: weights.state[name] for name in names}, weights.notes, weights.paths))
     return _merged(parts)
 
@@ -136,9 +134,7 @@ def _merged(parts: list[Weights]) -> Weights:
     merged = Weights()
     for part in parts:
         if twice := [name for name in part.state if name in merged.state]:
-            raise LoadFailed(
-                f"{part.paths[0]}: {_listed(twice)} also in another file of the folder; give one path"
-            )
+            raise LoadFailed(f"{part.paths[0]}: {listed(twice)} also in another file of the folder; give one path")
         merged.state.update(part.state)
         merged.notes.extend(part.notes)
         merged.paths.extend(part.paths)
@@ -188,9 +184,3 @@ def _copied(raw: memoryview) -> torch.UntypedStorage:
     if not raw.nbytes:
         return torch.UntypedStorage(0)
     return torch.frombuffer(raw, dtype=torch.uint8).clone().untyped_storage()
-
-
-def _listed(names: Iterable[str]) -> str:
-    known = list(names)
-    text = ", ".join(known[:_LISTED])
-    return text if len(known) <= _LISTED else f"{text} and {len(known) - _LISTED} more"

@@ -35,7 +35,8 @@ from .own import STAMP
 #: Threads of this process and of each client's that ask.
 _THREADS: Final = 2
 #: How long a pool may take until every worker has run every model, and how long it then lies idle before it is
-#: measured: workers at rest give the free part of their heaps back after a second.
+#: measured: workers at rest give the free part of their heaps back after a second, the supervisor
+#: after two.
 _REST_S: Final = 60.0
 _IDLE_S: Final = 4.0
 _WARM_UP_S: Final = 4.0

@@ -243,3 +243,10 @@ def test_a_gpu_is_planned_for_where_it_is_and_by_its_budget_where_it_is_not(tmp_
         [device] = plan(models, **GIVEN, devices="cuda").devices
     assert device.name == "cuda:0"
     assert device.total_bytes > 1 << 32
+
+
+def test_beside_a_processor_a_gpu_is_where_models_go_that_name_no_device():
+    devices = {"cpu": {"budget": "2GiB"}, "cuda:5": {"budget": "1GiB", "reserve": 0}}
+    models = {"anywhere": Model(Layers, example=4), "here": Model(wide, device="cpu")}
+    told = plan(models, **GIVEN, devices=devices)
+    assert {one.name: one.device for one in told.models} == {"anywhere": "cuda:5", "here": "cpu"}

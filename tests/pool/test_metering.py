@@ -137,13 +137,28 @@ def test_a_background_that_was_never_used_has_no_thread():
 # --- the meter -----------------------------------------------------------------------------------------------
 
 
-def test_when_nothing_goes_on_any_more_the_heap_is_tidied_once(monkeypatch):
-    trimmed = []
-    monkeypatch.setattr(meter, "trim", lambda: trimmed.append(len(trimmed)))
-    devices = SimpleNamespace(cores=[], unanswered=1)
-    processes, exporter = SimpleNamespace(zygotes=[], children={}), SimpleNamespace(pid=0)
+@pytest.fixture
+def trimmed(monkeypatch):
+    """An element for each time that the heap was tidied."""
+    times = []
+    monkeypatch.setattr(meter, "trim", lambda: times.append(len(times)))
+    return times
+
+
+@pytest.fixture
+def idle_meter():
+    """A meter of a pool without processes, and its devices."""
     reactor = Reactor()
+    processes, exporter = SimpleNamespace(zygotes=[], children={}), SimpleNamespace(pid=0)
+    devices = SimpleNamespace(cores=[], unanswered=0)
     one = meter.Meter(devices, processes, exporter, None, [], reactor, lambda _: None)
+    yield one, devices
+    one.close()
+    reactor.close()
+
+
+def test_when_nothing_goes_on_any_more_the_heap_is_tidied_once(trimmed, idle_meter):
+    one, devices = idle_meter
     for unanswered, times in ((1, 0), (0, 0), (0, 1), (0, 1)):
         devices.unanswered = unanswered
         one._measured(meter._Figures([], {}))
@@ -154,8 +169,15 @@ def test_when_nothing_goes_on_any_more_the_heap_is_tidied_once(monkeypatch):
     assert len(trimmed) == 1
     one._measured(meter._Figures([], {}))
     assert len(trimmed) == 2
-    one.close()
-    reactor.close()
+
+
+def test_where_something_always_goes_on_the_heap_is_tidied_now_and_then(trimmed, idle_meter, monkeypatch):
+    one, _ = idle_meter
+    monkeypatch.setattr(meter, "_TIDY_S", 0.0)
+    for times in (1, 2):
+        one.touch()
+        one._measured(meter._Figures([], {}))
+        assert len(trimmed) == times
 
 
 class Hoarder:
