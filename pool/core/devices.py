@@ -7,9 +7,9 @@
                        └─ core of "cpu:1": …
 
 A worker belongs to one device, and so does a weight set; a request goes to a device that has its model, to the
-one with the least to do where several have it. Where a model goes is decided when it is declared, by what is free;
-if it turns out there that it does not fit, the next device tries. Numbers of children and regions tell whose they
-are. Mailboxes are in the memory of the first device.
+one with the least to do where several have it. Where a model goes is decided when it is declared, by what is free
+and how busy the models there were lately; if it turns out there that it does not fit, the next device tries.
+Numbers of children and regions tell whose they are. Mailboxes are in the memory of the first device.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Devices:
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take in what happened at ``now`` (seconds on any monotonic clock); return what is to be done."""
+        self._homes.now = now
         kind = type(event)
         if self._parts and isinstance(event, _BY_FILLER) and self._parts.is_guest(event.filler):
             out = self._parts.handle(event, now)

@@ -25,9 +25,13 @@ class Homes:
 
     Args:
         cores: the devices.
+
+    Attributes:
+        now: when it decides, on the clock of the events.
     """
 
     def __init__(self, cores: Sequence[Core]) -> None:
+        self.now = 0.0
         self._cores = cores
         self._expected: dict[CallerKey, Core] = {}  # where somebody who hands a model over puts it
 
@@ -57,7 +61,7 @@ class Homes:
             self._check_stays(load, homes, allowed)
             return homes
         size_bytes = self._cores[0].predictions.size_bytes(load)
-        best = sorted(allowed, key=lambda core: _cost(core, size_bytes))
+        best = sorted(allowed, key=lambda core: _cost(core, size_bytes, self.now))
         return best[:replicas]
 
     # --- handing over ---------------------------------------------------------------------------------------
@@ -150,7 +154,7 @@ class Homes:
             )
 
     def _best(self, cores: Sequence[Core], size_bytes: int) -> Core:
-        return min(cores, key=lambda core: _cost(core, size_bytes))
+        return min(cores, key=lambda core: _cost(core, size_bytes, self.now))
 
 
 def _names(load: LoadModel) -> list[str]:
@@ -164,16 +168,19 @@ def _room_bytes(core: Core) -> int:
     return most_bytes - min(kept_bytes, most_bytes // 4)
 
 
-def _cost(core: Core, size_bytes: int) -> tuple[bool, bool, float, int]:
+def _cost(core: Core, size_bytes: int, now: float) -> tuple[bool, bool, float, float, int]:
     """Return how bad a device is for a model of this size.
 
     Worse is, in this order: where it does not fit at once; where it would not, even if all left that may; where
-    more models compete for each run; where more memory is taken.
+    models take more of the time lately, to a tenth; where more of them compete for each run; where more memory is
+    taken.
     """
+    models, seats = core.library.models, core.workspace.seats
+    busy = round(sum(one.demand(now) for one in models.values()) / seats, 1)
     to_come = [one for one in core.library.holdings.sets.values() if one.life.state in _TO_COME]
     free_bytes = core.ledger.free_bytes - sum(_to_come_bytes(core, one) for one in to_come) - size_bytes
     most_bytes = free_bytes + core.eviction.freeable_bytes()
-    return free_bytes < 0, most_bytes < 0, len(core.library.models) / core.workspace.seats, -free_bytes
+    return free_bytes < 0, most_bytes < 0, busy, len(models) / seats, -free_bytes
 
 
 def _to_come_bytes(core: Core, version: WeightSet) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import log
 from typing import Any, Final
 
 from ...protocol.errors import PoolBusy
@@ -242,6 +243,11 @@ class Model:
     def is_at_most(self) -> bool:
         """Whether it runs on as many workers as it may."""
         return 0 < self.current.terms.max_workers <= len(self.seats)
+
+    def demand(self, now: float) -> float:
+        """Return how many workers it has kept busy lately."""
+        calls = self.answered + self.failed
+        return self.heat.at(now) * log(2) / HALF_LIFE_S * self.worker_s / calls if calls else 0.0
 
     def left(self, child: int) -> None:
         """An attempt of it is over."""

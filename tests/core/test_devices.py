@@ -20,6 +20,26 @@ def test_models_spread_over_the_devices_and_requests_find_them():
     assert [pool.host.code(number) for number in numbers] == ["reply"] * 4
 
 
+def test_a_model_goes_to_the_device_whose_models_have_least_to_do():
+    pool = several()
+    pool.host.load("hot", devices=["cpu:0"], plan=sized(MB))
+    for name in ("idle", "rare"):
+        pool.host.load(name, devices=["cpu:1"], plan=sized(MB))
+    pool.pass_time(1.0)
+    for _ in range(100):
+        pool.host.submit("hot", plan=RunPlan(0.5))
+        pool.host.submit("rare", plan=RunPlan(0.001))
+        pool.pass_time(0.5)
+    assert pool.worlds[0].core.library.models["hot"].demand(pool.now) == pytest.approx(0.5, abs=0.1)  # of a minute
+    pool.host.load("third", plan=sized(MB))
+    pool.pass_time(1.0)
+    assert pool.device_of_model("third") == ["cpu:1"], "although there are more models"
+    pool.pass_time(600.0)
+    pool.host.load("fourth", plan=sized(MB))
+    pool.pass_time(1.0)
+    assert pool.device_of_model("fourth") == ["cpu:0"], "where nothing has gone on for long"
+
+
 def test_a_model_goes_where_it_may_and_stays_there():
     pool = several()
     pool.host.load("a", devices=["cpu:1"])
