@@ -1,4 +1,4 @@
-"""The messages between the supervisor and its own children: a zygote, loaders, workers.
+"""The messages between the supervisor and its own children: a zygote, loaders, workers, carriers.
 
 They travel over sockets that the children inherit, and no client ever meets them: what changes here changes no
 wire but our own. Numbers, the union and `parse` are in `messages`.
@@ -238,3 +238,22 @@ class Used(NamedTuple):
 
 class Leave(NamedTuple):
     """To a worker or the zygote: finish what you hold, then exit."""
+
+
+# --- supervisor <-> carrier ----------------------------------------------------------------------------------
+
+
+class Carry(NamedTuple):
+    """Copy a region of a GPU into a file, or back ``to_gpu``; the region comes along, and the file.
+
+    ``size_bytes`` is the size of both, in whole grains of the driver.
+    """
+
+    size_bytes: int
+    to_gpu: bool
+
+
+class Carried(NamedTuple):
+    """It is copied; or it is not, and ``error`` says why."""
+
+    error: str

@@ -73,13 +73,13 @@ def describe(ordinal: int) -> GpuInfo:
     Raises:
         CudaError: the driver cannot be used, or there is no such device.
     """
-    device = _call("cuDeviceGet", ordinal)
-    name = _call("cuDeviceGetName", _NAME_BYTES, device)
+    device = call("cuDeviceGet", ordinal)
+    name = call("cuDeviceGetName", _NAME_BYTES, device)
     return GpuInfo(
         ordinal,
-        f"GPU-{uuid.UUID(bytes=bytes(_call('cuDeviceGetUuid', device).bytes))}",
+        f"GPU-{uuid.UUID(bytes=bytes(call('cuDeviceGetUuid', device).bytes))}",
         name.split(b"\0", 1)[0].decode(errors="replace"),
-        int(_call("cuDeviceTotalMem", device)),
+        int(call("cuDeviceTotalMem", device)),
     )
 
 
@@ -89,7 +89,7 @@ def count() -> int:
     Raises:
         CudaError: the driver cannot be used, or there is none.
     """
-    return int(_call("cuDeviceGetCount"))
+    return int(call("cuDeviceGetCount"))
 
 
 def attribute(ordinal: int, name: str) -> int:
@@ -103,7 +103,7 @@ def attribute(ordinal: int, name: str) -> int:
         CudaError: the driver cannot be used, or there is no such device.
     """
     number = getattr(_driver().CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
-    return int(_call("cuDeviceGetAttribute", number, _call("cuDeviceGet", ordinal)))
+    return int(call("cuDeviceGetAttribute", number, call("cuDeviceGet", ordinal)))
 
 
 def driver_version() -> tuple[int, int]:
@@ -112,7 +112,7 @@ def driver_version() -> tuple[int, int]:
     Raises:
         CudaError: the driver cannot be used.
     """
-    number = int(_call("cuDriverGetVersion"))  # 1000 times the first and 10 times the second
+    number = int(call("cuDriverGetVersion"))  # 1000 times the first and 10 times the second
     return number // 1000, number % 1000 // 10
 
 
@@ -127,7 +127,7 @@ def granularity_bytes(ordinal: int) -> int:
     """
     flags = _driver().CUmemAllocationGranularity_flags
     minimum = flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
-    return int(_call("cuMemGetAllocationGranularity", _properties(ordinal), minimum))
+    return int(call("cuMemGetAllocationGranularity", _properties(ordinal), minimum))
 
 
 def create(size_bytes: int, ordinal: int) -> int:
@@ -140,11 +140,11 @@ def create(size_bytes: int, ordinal: int) -> int:
     Raises:
         CudaError: the driver refused, perhaps because memory is missing.
     """
-    handle = _call("cuMemCreate", size_bytes, _properties(ordinal), 0)
+    handle = call("cuMemCreate", size_bytes, _properties(ordinal), 0)
     try:
-        return int(_call("cuMemExportToShareableHandle", handle, _descriptor(), 0))
+        return int(call("cuMemExportToShareableHandle", handle, _descriptor(), 0))
     finally:
-        _call("cuMemRelease", handle)  # the descriptor alone holds it from here on
+        call("cuMemRelease", handle)  # the descriptor alone holds it from here on
 
 
 def is_host_memory(ordinal: int) -> bool:
@@ -160,7 +160,7 @@ def is_host_memory(ordinal: int) -> bool:
     finally:
         os.close(fd)
     attribute = _driver().CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
-    kind = int(_call("cuPointerGetAttribute", attribute, mapping.address))
+    kind = int(call("cuPointerGetAttribute", attribute, mapping.address))
     return kind == int(_driver().CUmemorytype.CU_MEMORYTYPE_HOST)
 
 
@@ -185,15 +185,15 @@ class DeviceMapping:
 
     def __init__(self, fd: int, size_bytes: int, ordinal: int, *, is_writable: bool) -> None:
         self._size_bytes = size_bytes
-        handle = _call("cuMemImportFromShareableHandle", fd, _descriptor())
+        handle = call("cuMemImportFromShareableHandle", fd, _descriptor())
         undo = _Undo()
         try:
             undo.add("cuMemRelease", handle)
-            self.address = int(_call("cuMemAddressReserve", size_bytes, granularity_bytes(ordinal), 0, 0))
+            self.address = int(call("cuMemAddressReserve", size_bytes, granularity_bytes(ordinal), 0, 0))
             undo.add("cuMemAddressFree", self.address, size_bytes)
-            _call("cuMemMap", self.address, size_bytes, 0, handle, 0)
+            call("cuMemMap", self.address, size_bytes, 0, handle, 0)
             undo.add("cuMemUnmap", self.address, size_bytes)
-            _call("cuMemSetAccess", self.address, size_bytes, [_access(ordinal, is_writable=is_writable)], 1)
+            call("cuMemSetAccess", self.address, size_bytes, [_access(ordinal, is_writable=is_writable)], 1)
         except BaseException:
             undo.all()
             raise
@@ -216,15 +216,23 @@ class _Undo:
         self._calls.append(call)
 
     def first(self) -> None:
-        _call(*self._calls.pop(0))
+        call(*self._calls.pop(0))
 
     def all(self) -> None:
         while self._calls:
-            _call(*self._calls.pop())
+            call(*self._calls.pop())
 
 
-def _call(function: str, *arguments: Any) -> Any:
-    """Call the driver; return what it gave, None if that is nothing."""
+def call(function: str, *arguments: Any) -> Any:
+    """Call the driver; return what it gave, None if that is nothing.
+
+    Args:
+        function: its name in cuda.h.
+        arguments: as the binding takes them.
+
+    Raises:
+        CudaError: the driver cannot be used, or refused.
+    """
     result, *values = getattr(_driver(), function)(*arguments)
     if int(result):
         raise CudaError(function, result)

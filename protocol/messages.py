@@ -7,7 +7,7 @@ Four conversations use them:
   code (pickles, import paths) may enter, because the peer's credentials are checked there.
 * whoever fills regions with weights <-> supervisor: `NeedRegions` to `RegionsFilled`, over that same socket from
   an app, over its own from a loader.
-* supervisor <-> zygote and supervisor <-> loader or worker over inherited unix sockets: `child_messages`.
+* supervisor <-> zygote, loader, worker or carrier over inherited unix sockets: `child_messages`.
 
 A message is a named tuple: cheap to make, and packed as it stands. `parse` checks every field's type, so that
 whoever receives a message can rely on its annotations.
@@ -23,6 +23,8 @@ from .child_messages import (
     Adopted,
     BuildFailed,
     BuildModel,
+    Carried,
+    Carry,
     ContinueRun,
     Exited,
     Forget,
@@ -207,7 +209,7 @@ Message: TypeAlias = (
     | ForkChild | Adopt | ZygoteReady | Forked | Exited | Adopted
     | BuildModel | ModelBuilt | BuildFailed
     | Thaw | Thawed | ThawFailed | Forget | Forgot | MapSlot | UnmapSlot | MapMailbox | UnmapMailbox
-    | Used | Run | ContinueRun | Interrupt | Yielded | Ran | Leave
+    | Used | Run | ContinueRun | Interrupt | Yielded | Ran | Leave | Carry | Carried
 )  # fmt: skip
 
 #: Numbers on the wire. Never reuse one for another meaning.
@@ -224,7 +226,7 @@ NUMBERS: Final[dict[type[Message], int]] = {
     BuildModel: 60, ModelBuilt: 63, BuildFailed: 64,
     Thaw: 70, Thawed: 71, ThawFailed: 72, Forget: 73, Forgot: 74, Run: 80, Ran: 81, Leave: 83,
     MapSlot: 84, UnmapSlot: 85, MapMailbox: 86, UnmapMailbox: 87, Used: 88,
-    ContinueRun: 89, Interrupt: 90, Yielded: 91,
+    ContinueRun: 89, Interrupt: 90, Yielded: 91, Carry: 92, Carried: 93,
 }  # fmt: skip
 
 _ACCEPTED: Final[dict[Any, tuple[type, ...]]] = {

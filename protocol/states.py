@@ -60,7 +60,7 @@ WEIGHT_SET: Final[Table] = {
     },
     "evicted": {
         "returning": "needed again",
-        "building": "needed again on a GPU, a loader builds it anew",
+        "building": "needed again, and it could not be written out: a loader builds it anew",
         "freed": "unloaded",
     },
     "returning": {
@@ -80,7 +80,7 @@ REGION: Final[Table] = {
     "leaving": {"away": "written out", "sealed": "it could not be", "freed": "nobody holds it any more"},
     "away": {"returning": "a weight set is to be in memory again", "freed": "nobody holds it any more"},
     "returning": {
-        "sealed": "mapped from there",
+        "sealed": "mapped from there, or copied to its GPU",
         "away": "no memory, or the disk failed",
         "freed": "nobody holds it any more",
     },

@@ -12,7 +12,7 @@ use to come, and what has come back only just stays for a multiple of what that 
 work, however little the budget is. What is in memory is never more than the ledger allows; what could not fit even
 if everything left that may is refused at once, with the numbers.
 
-What leaves a GPU is given up: a loader builds it anew when it is needed.
+What cannot be written out from a GPU is given up, if a loader can build it anew when it is needed.
 """
 
 from __future__ import annotations
@@ -221,10 +221,6 @@ class Eviction:
         """No worker has it any more: move what no other set in memory lies in."""
         if version.life.state != "evicting":
             return
-        if self._regions.is_gpu:
-            self._holdings.give_up_regions(version)
-            self._evicted(version)
-            return
         numbers = tuple(self._residents.movable(version))
         if numbers:
             self._regions.move(numbers, "leaving")
@@ -272,12 +268,24 @@ class Eviction:
         if error is None:
             self._evicted(version)
             return
+        if self._regions.is_gpu and version.load.source != "frozen":
+            self._give_up(version, str(error["message"]))
+            return
         self._leaving.pop(version)
         self._holdings.tell(version.evictors, Refused(error))
         self._out.append(Report(f"{version.load.name} stays in memory: {error['message']}"))
         # Not again and again: where there is no room on the disk now there will be none in a moment.
         version.stays_because = f"it could not be written out: {error['message']}"
         self._ready(version, now)
+
+    def _give_up(self, version: WeightSet, reason: str) -> None:
+        if not version.rebuilt_because:
+            version.rebuilt_because = f"it could not be written out: {reason}"
+            text = "is built anew when it is needed again"
+            self._out.append(Report(f"{version.load.name} {text}: {version.rebuilt_because}"))
+        self._holdings.give_up_regions(version)
+        version.is_given_up = True
+        self._evicted(version)
 
     def _finish_returns(self, now: float) -> None:
         self._forget_retired()

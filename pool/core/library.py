@@ -170,7 +170,7 @@ class Library:
 
     def need(self, version: WeightSet) -> None:
         """See to it that a weight set becomes ready; a second call while it does changes nothing."""
-        if version.life.state == "evicted" and not self.holdings.regions.is_gpu:
+        if version.life.state == "evicted" and not version.is_given_up:
             version.life.become("returning")
             self._admission.bring_back(version)
             return
@@ -180,6 +180,7 @@ class Library:
             self._adopt(version)
             return
         version.life.become("building")
+        version.is_given_up = False
         version.error = None
         self._start_loader(version)
 

@@ -368,10 +368,10 @@ class Regions:
             self.freed.append(record.number)
 
     def _count(self, record: RegionRecord) -> None:
-        """Count what comes back: what was written out is mapped from there."""
-        record.is_cached = True
+        """Count what comes back: what was written out is mapped from there, unless it goes to a GPU."""
+        record.is_cached = not self.is_gpu
         self.resident_bytes += record.size_bytes
-        self.cached_bytes += record.size_bytes
+        self.cached_bytes += record.size_bytes * record.is_cached
 
     def _uncount(self, record: RegionRecord) -> None:
         if record.is_elsewhere or record.life.state == "away":

@@ -80,8 +80,6 @@ class Residents:
             return f"{len(version.attached) + len(version.waiting_to_attach)} attached processes use it"
         if self._sessions.has(model.name):
             return "workers keep sessions of it"
-        if self._regions.is_gpu and version.load.source == "frozen":
-            return "it was handed over, so nobody could put it onto the GPU again"
         if version.is_divided or model.is_part:
             return "it is divided among devices"
         if any(self._regions[number].is_file for number in version.regions):

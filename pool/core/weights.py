@@ -65,6 +65,8 @@ class WeightSet:
         evictions, returns: how often it was moved out of memory, and back.
         return_s: how long the last return took.
         stays_because: why it is not to be evicted again.
+        is_given_up: whether nothing is left of it that could come back.
+        rebuilt_because: why a loader builds it anew when it was evicted.
         resident_since: when it was there, or there again.
         unloaders: who is told when its memory was freed.
     """
@@ -106,6 +108,8 @@ class WeightSet:
         self.returns = 0
         self.return_s = 0.0
         self.stays_because = ""
+        self.is_given_up = False
+        self.rebuilt_because = ""
         self.resident_since = 0.0
         self.unloaders: list[CallerKey] = []
         self.life = Lifecycle("weight set", f"{number} of {load.name}", "declared")

@@ -44,6 +44,8 @@ def _of_model(core: Core, version: WeightSet) -> Iterator[str]:
         yield "its calls are not recorded: CUDA graphs are for models on a GPU"
     if version.stays_because:
         yield f"it is not evicted: {version.stays_because}"
+    if version.rebuilt_because:
+        yield f"it is built anew after each eviction: {version.rebuilt_because}"
     if version.opaque:
         named = ", ".join(list(version.opaque)[:_NAMED_PARTS])
         more = len(version.opaque) - _NAMED_PARTS

@@ -1,6 +1,8 @@
-"""The memory of a pool's devices: what tells how much there is, and what makes regions of it."""
+"""The memory of a pool's devices: what tells how much there is, makes regions of it, and copies those of GPUs."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 from ...protocol.cuda import CudaError
 from ...protocol.gpu import NO_GPU
@@ -11,6 +13,7 @@ from ..memory.gpus import GpuMachine, NvmlGpu
 from ..memory.machine import LinuxMachine, Machine
 from ..memory.memfd import MemfdStore
 from ..settings import Settings
+from .carrier import Carriers
 
 
 class Memories:
@@ -18,6 +21,7 @@ class Memories:
 
     Args:
         settings: which devices there are.
+        environment_of: what processes of a device have in their environment besides.
 
     Attributes:
         machine: tells how much memory the machine has.
@@ -25,17 +29,19 @@ class Memories:
         devices: by device, what tells how much memory it has.
         stores: by device, what makes regions of that.
         gpus: those devices that are GPUs, by name.
+        carriers: what copies their regions.
 
     Raises:
         ConfigError: a GPU cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, environment_of: Callable[[int], Mapping[str, str]]) -> None:
         self.machine = LinuxMachine()
         self.host = MemfdStore(self.machine)
         self.devices: list[Machine | GpuMachine] = []
         self.stores: list[RegionStore] = []
         self.gpus: dict[str, GpuMachine] = {}
+        self.carriers = Carriers.of_pool(settings, environment_of)
         for name in settings.devices:
             ordinal = settings.on(name).gpu
             if ordinal == NO_GPU:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias, cast
 
 from ...protocol.errors import PoolBusy
@@ -20,9 +20,9 @@ from ..core import events
 from ..core.devices import Devices
 from ..core.numbers import device_of
 from ..memory.gpus import GpuMachine
-from ..memory.machine import Machine
 from .background import Background
 from .exporter import Exporter
+from .memories import Memories
 from .processes import Processes
 from .reactor import Reactor
 from .sampler import ProcessMemory, Sampler
@@ -61,7 +61,7 @@ class Meter:
 
     Args:
         devices, processes, exporter, shelf: what is measured.
-        memories: by device, what it has its memory of.
+        memories: by device, what it has its memory of; and who copies what is on a GPU.
         reactor: its timer wakes the meter.
         feed: takes events for the core.
     """
@@ -72,7 +72,7 @@ class Meter:
         processes: Processes,
         exporter: Exporter,
         shelf: Shelf,
-        memories: Sequence[Machine | GpuMachine],
+        memories: Memories,
         reactor: Reactor,
         feed: Callable[[events.Event], None],
     ) -> None:
@@ -80,7 +80,8 @@ class Meter:
         self._processes = processes
         self._exporter = exporter
         self._shelf = shelf
-        self._memories = memories
+        self._memories = memories.devices
+        self._carriers = memories.carriers
         self._reactor = reactor
         self._feed = feed
         self._background = Background("onecopy-meter", reactor)
@@ -125,6 +126,7 @@ class Meter:
         roles |= {zygote.pid: "zygote" for zygote in self._processes.zygotes if zygote.pid}
         if self._exporter.pid:
             roles[self._exporter.pid] = "metrics"
+        roles |= dict.fromkeys(self._carriers.pids, "carrier")
         for child in self._processes.children.values():
             if child.pid:
                 roles[child.pid] = child.role
@@ -230,7 +232,8 @@ class Meter:
         by_role: dict[str, dict[int, int]] = {"worker": {}, "loader": {}}
         others_bytes = private.get(self._processes.zygotes[device].pid, 0)
         if not device:
-            others_bytes += sum(private.get(pid, 0) for pid in (os.getpid(), self._exporter.pid))
+            alone = (os.getpid(), self._exporter.pid, *self._carriers.pids)
+            others_bytes += sum(private.get(pid, 0) for pid in alone)
         for child in self._processes.children.values():
             if child.pid not in private or device_of(child.number, devices) != device:
                 continue

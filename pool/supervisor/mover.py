@@ -4,13 +4,16 @@ A thread has the kernel copy, on descriptors of its own: a region that is freed 
 once, and its memory is free as soon as the thread looks up from the chunk that it is at. What comes of an order is
 told when all its regions are where they should be, and their memory is free, or where they were. The copy on the
 disk stays as long as the region exists: it is what comes back, mapped, and to move it out again costs nothing.
+
+What is on a GPU a carrier copies, a process that can: out as the kernel does, and back into a region that is
+made anew. The kernel's cache of the file is between the two: what was away for a moment is not read from a disk.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -19,9 +22,11 @@ from ...protocol.messages import Record
 from ..core import events
 from ..core.instructions import MoveRegions
 from ..memory.base import RegionRefused
-from ..memory.machine import Machine
-from ..memory.spill import NotWanted, SpillFolder, read_ahead, reopened_to_read, write_out
+from ..memory.spill import SpillFolder
 from .background import Background
+from .carrier import LINGER_S, Carrier
+from .memories import Memories
+from .moves import Move, close_all, read_all, write_all
 from .reactor import Reactor
 from .shelf import Shelf
 
@@ -31,41 +36,6 @@ class _File(NamedTuple):
 
     fd: int
     size_bytes: int
-
-
-class _Move:
-    """One region on its way.
-
-    Attributes:
-        is_clean: whether the disk has its content already.
-        source_fd: what it is read from, the region or its file; ours to close, -1 once closed.
-        file_fd: the file that was written; ours to close until it is taken, -1 if there is none.
-        is_wanted: false once the region is freed, or the supervisor ends.
-    """
-
-    def __init__(self, region: int, size_bytes: int, source_fd: int, *, is_clean: bool) -> None:
-        self.region = region
-        self.size_bytes = size_bytes
-        self.is_clean = is_clean
-        self.source_fd = source_fd
-        self.file_fd = -1
-        self.is_wanted = True
-
-    def take_source(self) -> int:
-        """Return what is read from, for the caller to keep or close."""
-        fd, self.source_fd = self.source_fd, -1
-        return fd
-
-    def take_file(self) -> int:
-        """Return what was written, for the caller to keep or close."""
-        fd, self.file_fd = self.file_fd, -1
-        return fd
-
-    def close(self) -> None:
-        """Close what is still open."""
-        for fd in (self.take_source(), self.take_file()):
-            if fd >= 0:
-                os.close(fd)
 
 
 class _Result(NamedTuple):
@@ -81,7 +51,7 @@ class Mover:
     Args:
         shelf: has the regions that are in memory.
         folder: where the files are.
-        machine: tells how much memory is available.
+        memories: tell how much memory is available, and have who copies what is on a GPU.
         reactor: in whose thread results are told.
         feed: takes events for the core.
         note: takes sentences for the log.
@@ -91,15 +61,16 @@ class Mover:
         self,
         shelf: Shelf,
         folder: SpillFolder,
-        machine: Machine,
+        memories: Memories,
         reactor: Reactor,
         *,
         feed: Callable[[events.Event], None],
         note: Callable[[str], None],
     ) -> None:
+        self._reactor = reactor
         self._shelf = shelf
         self._folder = folder
-        self._machine = machine
+        self._memories = memories
         self._feed = feed
         self._note = note
         self._copier = Background("onecopy-copier", reactor)
@@ -107,7 +78,7 @@ class Mover:
         # closed. Nobody who waits for that memory shall wait for other copies too.
         self._closer = Background("onecopy-closer", reactor)
         self._files: dict[int, _File] = {}
-        self._moves: dict[int, _Move] = {}
+        self._moves: dict[int, Move] = {}
         self._is_noted = False
 
     def disk_bytes(self, is_meant: Callable[[int], bool] = lambda _: True) -> int:
@@ -120,7 +91,7 @@ class Mover:
 
     def move(self, one: MoveRegions) -> None:
         """Move regions; it is told as `RegionsMoved`. Files that are regions stay what they are."""
-        moves: list[_Move] = []
+        moves: list[Move] = []
         try:
             if one.tier == "disk":
                 self._go_out(one.regions, moves)
@@ -130,7 +101,7 @@ class Mover:
             self._arrived(one, moves, _Result(0.0, _record_of(error)))
             return
         self._moves |= {move.region: move for move in moves}
-        work = self._write if one.tier == "disk" else _read
+        work = partial(write_all, folder=self._folder) if one.tier == "disk" else read_all
         self._copier.do(lambda: _timed(work, moves), lambda result: self._arrived(one, moves, result))
 
     def free(self, numbers: tuple[int, ...]) -> None:
@@ -149,7 +120,8 @@ class Mover:
             move.is_wanted = False
         self._copier.close()
         self._closer.close()
-        _close(list(self._moves.values()))
+        self._memories.carriers.close()
+        close_all(list(self._moves.values()))
         for file in self._files.values():
             os.close(file.fd)
         self._moves.clear()
@@ -157,23 +129,37 @@ class Mover:
 
     # --- before ---------------------------------------------------------------------------------------------
 
-    def _go_out(self, numbers: tuple[int, ...], moves: list[_Move]) -> None:
+    def _go_out(self, numbers: tuple[int, ...], moves: list[Move]) -> None:
         for number in dict.fromkeys(numbers):
             region = self._shelf.region(number)
             if region is not None:
-                is_clean = number in self._files
-                moves.append(_Move(number, region.size_bytes, os.dup(region.fd), is_clean=is_clean))
+                is_clean, carrier = number in self._files, self._memories.carriers.of(number)
+                moves.append(Move(number, region.size_bytes, os.dup(region.fd), carrier, is_clean=is_clean))
 
-    def _come_back(self, numbers: tuple[int, ...], moves: list[_Move]) -> None:
-        """Take the files that regions come back as.
+    def _come_back(self, numbers: tuple[int, ...], moves: list[Move]) -> None:
+        """Take the files that regions come back as, or what they are filled with anew.
 
         Raises:
             OutOfBudget: there is not enough memory for all of them.
-            OSError: there are too many descriptors.
+            RegionRefused: a GPU has not.
+            OSError: there are too many descriptors, or a driver refused.
         """
         away = [one for one in dict.fromkeys(numbers) if one in self._files and not self._shelf.has(one)]
+        self._check_room([one for one in away if self._memories.carriers.of(one) is None])
+        for number in away:
+            file, carrier = self._files[number], self._memories.carriers.of(number)
+            moves.append(Move(number, file.size_bytes, os.dup(file.fd), carrier, is_clean=True))
+            if carrier is not None:
+                moves[-1].region_fd = os.dup(self._shelf.make_anew(number, file.size_bytes))
+
+    def _check_room(self, away: Sequence[int]) -> None:
+        """Look whether regions can come back as files.
+
+        Raises:
+            OutOfBudget: there is not enough memory for all of them.
+        """
         needed_bytes = sum(self._files[number].size_bytes for number in away)
-        available_bytes = self._machine.available_bytes()
+        available_bytes = self._memories.machine.available_bytes()
         if needed_bytes > available_bytes:
             raise OutOfBudget(
                 f"weights of {needed_bytes:,} bytes cannot come back from the disk: {available_bytes:,} bytes of "
@@ -181,41 +167,30 @@ class Mover:
                 needed_bytes=needed_bytes,
                 available_bytes=available_bytes,
             )
-        for number in away:
-            file = self._files[number]
-            moves.append(_Move(number, file.size_bytes, os.dup(file.fd), is_clean=True))
-
-    # --- in the thread --------------------------------------------------------------------------------------
-
-    def _write(self, moves: list[_Move]) -> None:
-        unclean = [move for move in moves if not move.is_clean]
-        if unclean:
-            self._folder.check(sum(move.size_bytes for move in unclean))
-        for move in unclean:
-            fd = self._folder.create()
-            try:
-                if _unless_given_up(move, partial(write_out, move.source_fd, fd)):
-                    move.file_fd = reopened_to_read(fd)
-            finally:
-                os.close(fd)
 
     # --- after ----------------------------------------------------------------------------------------------
 
-    def _arrived(self, one: MoveRegions, moves: list[_Move], result: _Result) -> None:
+    def _arrived(self, one: MoveRegions, moves: list[Move], result: _Result) -> None:
         """Let the shelf have what is in memory now, and nothing else."""
-        if result.error is None:
-            (self._came_back if one.tier == "memory" else self._went_out)(moves)
-        self._closer.do(lambda: _close(moves), lambda _: self._tell(one, moves, result))
+        if one.tier == "memory":
+            self._came_back(moves, is_there=result.error is None)
+        elif result.error is None:
+            self._went_out(moves)
+        self._closer.do(lambda: close_all(moves), lambda _: self._tell(one, moves, result))
 
-    def _went_out(self, moves: list[_Move]) -> None:
+    def _went_out(self, moves: list[Move]) -> None:
         for move in moves:
             if move.is_wanted and not move.is_clean:
                 self._files[move.region] = _File(move.take_file(), move.size_bytes)
             self._shelf.put_away(move.region)
 
-    def _came_back(self, moves: list[_Move]) -> None:
+    def _came_back(self, moves: list[Move], *, is_there: bool) -> None:
         for move in moves:
-            if move.is_wanted:
+            if move.carrier is not None and not is_there:
+                self._shelf.put_away(move.region)
+            elif is_there and move.is_wanted and move.carrier is not None:
+                self._shelf.seal(move.region)
+            elif is_there and move.is_wanted:
                 self._shelf.bring_back(move.region, move.take_source(), move.size_bytes)
 
     @property
@@ -223,16 +198,21 @@ class Mover:
         """What it does in a second-best way, and why."""
         return [f"evicted weights: {self._folder.fallback}"] if self._folder.fallback else []
 
-    def _tell(self, one: MoveRegions, moves: list[_Move], result: _Result) -> None:
+    def _tell(self, one: MoveRegions, moves: list[Move], result: _Result) -> None:
         for move in moves:
             self._moves.pop(move.region, None)
         if self._folder.fallback and not self._is_noted:
             self._is_noted = True
             self._note(self._folder.fallback)
+        for carrier in {move.carrier for move in moves if move.carrier is not None}:
+            self._reactor.call_at(time.monotonic() + LINGER_S, partial(self._let_rest, carrier))
         self._feed(events.RegionsMoved(one.regions, one.tier, result.seconds, result.error))
 
+    def _let_rest(self, carrier: Carrier) -> None:
+        self._copier.do(carrier.rest, lambda _: None)
 
-def _timed(work: Callable[[list[_Move]], None], moves: list[_Move]) -> _Result:
+
+def _timed(work: Callable[[list[Move]], None], moves: list[Move]) -> _Result:
     started_at = time.monotonic()
     error: Record | None = None
     try:
@@ -241,26 +221,6 @@ def _timed(work: Callable[[list[_Move]], None], moves: list[_Move]) -> _Result:
     except Exception as raised:  # noqa: BLE001 - whatever it is, the next move shall not wait for ever
         error = _record_of(raised)
     return _Result(time.monotonic() - started_at, error)
-
-
-def _close(moves: list[_Move]) -> None:
-    for move in moves:
-        move.close()
-
-
-def _read(moves: list[_Move]) -> None:
-    for move in moves:
-        _unless_given_up(move, partial(read_ahead, move.source_fd))
-
-
-def _unless_given_up(move: _Move, work: Callable[[int, Callable[[], bool]], None]) -> bool:
-    """Write or read a region; false if it was freed meanwhile."""
-    try:
-        work(move.size_bytes, lambda: move.is_wanted)
-    except NotWanted:
-        move.close()
-        return False
-    return True
 
 
 def _record_of(error: Exception) -> Record:

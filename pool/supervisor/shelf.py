@@ -179,6 +179,15 @@ class Shelf:
         """Have a region again whose content is in a file that nobody can write any more; take over the file."""
         self._regions[number] = Region(fd, size_bytes, sealed=True, name=_WEIGHTS)
 
+    def make_anew(self, number: int, size_bytes: int) -> int:
+        """Make memory on its device for a region that is to come back; return the descriptor, which stays ours.
+
+        Raises:
+            RegionRefused: it is not there.
+            OSError: the driver refused.
+        """
+        return self._create(self._store_on(number), number, size_bytes, _WEIGHTS).fd
+
     def seal(self, number: int) -> None:
         """Make a region unchangeable.
 

@@ -74,7 +74,7 @@ class Supervisor:
             memories.host, memories.stores, send=self._to_filler, feed=self.feed, note=self._note, call_at=call_at
         )
         folder = SpillFolder(environment.cache_folder())
-        self._mover = Mover(self._shelf, folder, memories.machine, self._reactor, feed=self.feed, note=self._note)
+        self._mover = Mover(self._shelf, folder, memories, self._reactor, feed=self.feed, note=self._note)
         self._examples = examples.Examples(self.feed, self._note)
         self._history = History(environment.history_path(), call_at, self._note)
         self._logs = Logs(self._tell_lines, lambda s, call: call_at(time.monotonic() + s, call))
@@ -105,7 +105,7 @@ class Supervisor:
         self._recorder = make_recorder(settings, totals_bytes, known, self._reactor, self._note)
         self.devices = Devices(make_cores(settings, totals_bytes, known))
         self._meter = Meter(
-            self.devices, self._processes, self._exporter, self._shelf, memories.devices, self._reactor, self.feed
+            self.devices, self._processes, self._exporter, self._shelf, memories, self._reactor, self.feed
         )
         self._answers = Answers(self.devices, settings, self._processes, self._shelf, self._mover, self._meter)
         self._answers.also = lambda: [*memories.fallbacks, *self._mps.fallbacks]
@@ -166,7 +166,7 @@ class Supervisor:
 
     def _make_memories(self) -> Memories:
         try:
-            return Memories(self.settings)
+            return Memories(self.settings, lambda device: self._processes.zygotes[device].environment)
         except PoolError:
             self._directory.remove()
             raise

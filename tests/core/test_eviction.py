@@ -2,7 +2,7 @@
 
 import pytest
 from core.simulated import LoadPlan, RunPlan
-from core.world import World
+from core.world import MOVE_S, NO_MEMORY, World
 from onecopy.pool.core.fleet import MAX_GPU_LOADERS
 from onecopy.pool.core.ledger import CONTEXT_BYTES, Allowance
 from onecopy.pool.core.mailboxes import Budget
@@ -300,16 +300,37 @@ def on_gpu(*names, room_mb=350):
     return world
 
 
-def test_what_leaves_a_gpu_is_given_up_and_built_anew():
+def test_what_leaves_a_gpu_comes_back_as_it_was():
     world = on_gpu("a", "b", room_mb=150)
+    version = world.core.library.models["a"].current
+    regions = version.regions
     assert states(world) == {"a": "evicted", "b": "ready"}
     for name in ("b", "a", "b", "a"):
         assert run(world, name) == "reply"
-    version = world.core.library.models["a"].current
     assert version.evictions == version.returns == 2
-    assert version.return_s > 0
+    assert version.return_s == MOVE_S
+    assert version.regions == regions, "no loader has built it again"
     assert states(world) == {"a": "ready", "b": "evicted"}
-    assert world.core.library.holdings.regions.resident_bytes == 100 * MB
+    holdings = world.core.library.holdings
+    assert (holdings.regions.resident_bytes, holdings.regions.cached_bytes) == (100 * MB, 0)
+
+
+def test_what_cannot_be_written_out_from_a_gpu_is_given_up_and_built_anew():
+    world = on_gpu("a", "b", room_mb=350)
+    version = world.core.library.models["a"].current
+    regions = version.regions
+    world.habits.refused_uses = {"disk"}
+    for _ in range(2):
+        world.evict("a")
+        world.pass_time(1.0)
+        assert states(world) == {"a": "evicted", "b": "ready"}
+        assert world.core.library.holdings.regions.resident_bytes == 100 * MB
+        assert run(world, "a") == "reply"
+    assert version.evictions == version.returns == 2
+    assert version.return_s > MOVE_S
+    assert not set(version.regions) & set(regions)
+    assert [text for text in world.reports if "built anew when it is needed again" in text] == world.reports
+    assert len(world.reports) == 1, "it is said once"
 
 
 def test_by_hand_too():
@@ -323,12 +344,21 @@ def test_by_hand_too():
     assert states(world) == {"a": "ready"}
 
 
-def test_what_was_handed_over_to_a_gpu_stays_because_nobody_could_build_it():
+def test_what_was_handed_over_to_a_gpu_leaves_and_stays_only_if_it_cannot_be_written_out():
     world = on_gpu()
     load(world, "m")
     world.pass_time(3.0)
     caller = world.evict("m")
-    assert "was handed over" in world.answers[caller].error["message"]
+    world.pass_time(1.0)
+    assert world.outcome(caller) == "done"
+    assert run(world, "m") == "reply"
+    world.habits.refused_uses = {"disk"}
+    caller = world.evict("m")
+    world.pass_time(1.0)
+    assert world.answers[caller].error == NO_MEMORY
+    caller = world.evict("m")
+    assert "it could not be written out" in world.answers[caller].error["message"]
+    assert run(world, "m") == "reply"
 
 
 def test_a_model_that_left_a_gpu_may_be_unloaded_at_any_stage():

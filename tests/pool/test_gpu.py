@@ -1,9 +1,11 @@
 """Pools on a GPU: the machine's own, or a stand-in with the processor's memory, where the CPU computes."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import cuda_driver
@@ -149,18 +151,59 @@ with Pool.connect(sys.argv[1]) as pool:
 """
 
 
+def tiers(pool):
+    return {one.model: one.tier for one in pool.memory().weights}
+
+
 def test_what_does_not_fit_beside_another_takes_turns_with_it():
-    """What leaves is given up, and built anew."""
-    models = {name: Model(Wide, args=(seed,)) for seed, name in enumerate("abc")}
+    """What leaves is written to a file, and comes back from there; so does what was handed over."""
+    models = {"object": Wide(0)} | {name: Model(Wide, args=(seed,)) for seed, name in enumerate("ab", 1)}
     with Pool(models, workers=1, slots=1, devices={"cuda:0": {"budget": "250MiB", "reserve": 0}}) as pool:
         for _ in range(3):
             for seed, name in enumerate(models):
                 assert pool.run(name, torch.ones(1)) == Wide.value(seed)
         weights = {one.model: one for one in pool.memory().weights}
         assert sum(one.evictions for one in weights.values()) >= 3
-        assert {one.tier for one in weights.values()} == {"gpu", ""}
-        pool.evict("c")
-        assert next(one.state for one in pool.memory().weights if one.model == "c") == "evicted"
+        assert set(tiers(pool).values()) == {"gpu", "disk"}
+        pool.evict("b")
+        assert next(one.state for one in pool.memory().weights if one.model == "b") == "evicted"
+        assert "carrier" in {one.role for one in pool.memory().processes}
+        assert sum(one.returns for one in weights.values()) >= 3
+
+
+def test_what_cannot_be_written_to_a_disk_is_built_anew(monkeypatch):
+    models = {"built": Model(Net, args=(1,)), "object": Net(2)}
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, monkeypatch.context() as environment:
+        environment.setenv("ONECOPY_CACHE_DIR", folder)
+        _is_built_anew(models)
+
+
+def test_a_carrier_that_is_killed_again_and_again_loses_nothing():
+    models = {name: Model(Wide, args=(seed,)) for seed, name in enumerate("abc")}
+    with Pool(models, workers=1, slots=1, devices={"cuda:0": {"budget": "250MiB", "reserve": 0}}) as pool:
+        for round_ in range(12):
+            future = pool.submit("abc"[round_ % 3], torch.ones(1))
+            for one in pool.memory().processes:
+                if one.role == "carrier":
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(one.pid, signal.SIGKILL)
+            assert future.result() == Wide.value(round_ % 3)
+        pool.unload("a")
+        assert pool.run("b", torch.ones(1)) == Wide.value(1)
+
+
+def _is_built_anew(models):
+    with Pool(models, workers=1, devices=ONE) as pool:
+        expected = {name: pool.run(name, X) for name in ("built", "object")}
+        pool.evict("built")
+        assert tiers(pool)["built"] == ""
+        with pytest.raises(OutOfBudget, match="memory itself"):
+            pool.evict("object")
+        for name, result in expected.items():
+            assert torch.equal(pool.run(name, X), result)
+        told = pool.status().fallbacks
+        assert any(one.startswith("built: it is built anew after each eviction") for one in told)
+        assert any(one.startswith("object: it is not evicted") for one in told)
 
 
 def test_an_attached_process_has_the_module_on_the_same_memory(pool, tmp_path):

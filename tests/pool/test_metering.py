@@ -11,6 +11,7 @@ from leftovers import wait_until
 from onecopy.pool import Pool
 from onecopy.pool.supervisor import meter, sampler
 from onecopy.pool.supervisor.background import Background
+from onecopy.pool.supervisor.carrier import Carriers
 from onecopy.pool.supervisor.reactor import Reactor
 from onecopy.pool.supervisor.sampler import Sampler, read_memory
 
@@ -151,7 +152,8 @@ def idle_meter():
     reactor = Reactor()
     processes, exporter = SimpleNamespace(zygotes=[], children={}), SimpleNamespace(pid=0)
     devices = SimpleNamespace(cores=[], unanswered=0)
-    one = meter.Meter(devices, processes, exporter, None, [], reactor, lambda _: None)
+    memories = SimpleNamespace(devices=[], carriers=Carriers({}, 1))
+    one = meter.Meter(devices, processes, exporter, None, memories, reactor, lambda _: None)
     yield one, devices
     one.close()
     reactor.close()

@@ -8,6 +8,7 @@ import resource
 import signal
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +21,7 @@ from onecopy.pool.memory import spill
 from onecopy.pool.memory.machine import FakeMachine
 from onecopy.pool.memory.memfd import MemfdStore
 from onecopy.pool.memory.spill import SpillFolder
+from onecopy.pool.supervisor.carrier import Carriers
 from onecopy.pool.supervisor.mover import Mover
 from onecopy.pool.supervisor.reactor import Reactor
 from onecopy.pool.supervisor.shelf import Shelf
@@ -62,7 +64,8 @@ class Hands:
             note=self.notes.append,
             call_at=self.reactor.call_at,
         )
-        self.mover = Mover(self.shelf, folder, self.machine, self.reactor, feed=self._feed, note=self.notes.append)
+        memories = SimpleNamespace(machine=self.machine, carriers=Carriers({}, 1))
+        self.mover = Mover(self.shelf, folder, memories, self.reactor, feed=self._feed, note=self.notes.append)
 
     def _feed(self, event):
         assert isinstance(event, events.RegionsMoved)

@@ -20,7 +20,7 @@
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3 };
 enum { NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
-enum { GRAIN = 2 << 20, MOST = 4096, POSIX_FD = 1, READ = 1, READ_WRITE = 3, HOST_MEMORY = 1 };
+enum { GRAIN = 2 << 20, MOST = 4096, MOST_COPIES = 64, POSIX_FD = 1, READ = 1, READ_WRITE = 3, HOST_MEMORY = 1 };
 
 typedef int Result;
 typedef unsigned long long Handle, Address;
@@ -38,7 +38,7 @@ static __thread void *current;
 static int descriptors[MOST];
 static size_t sizes[MOST];
 static Handle handles = 1;
-static struct range reserved[MOST], mapped[MOST];
+static struct range reserved[MOST], mapped[MOST], pinned[MOST];
 
 static int is_whole(unsigned long long value)
 {
@@ -342,6 +342,86 @@ Result cuMemcpyDtoH_v2(void *to, Address from, size_t size)
         return INVALID_CONTEXT;
     memcpy(to, (const void *)from, size);
     return SUCCESS;
+}
+
+/* A stream does nothing until it is waited for: who reuses a buffer before that, or unmaps, is found out. */
+struct copy {
+    void *to;
+    const void *from;
+    size_t size;
+};
+
+struct stream {
+    struct copy copies[MOST_COPIES];
+    int count;
+};
+
+Result cuMemHostAlloc(void **memory, size_t size, unsigned flags)
+{
+    if (!current)
+        return INVALID_CONTEXT;
+    int kind = MAP_PRIVATE | MAP_ANONYMOUS;
+    *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, kind, -1, 0);
+    return *memory == MAP_FAILED ? OUT_OF_MEMORY : add(pinned, (Address)*memory, size);
+}
+
+Result cuMemFreeHost(void *memory)
+{
+    struct range *range = find(pinned, (Address)memory, 0);
+    if (!range)
+        return INVALID_VALUE;
+    munmap(memory, range->size);
+    range->size = 0;
+    return SUCCESS;
+}
+
+Result cuStreamCreate(void **stream, unsigned flags)
+{
+    *stream = calloc(1, sizeof(struct stream));
+    return current ? SUCCESS : INVALID_CONTEXT;
+}
+
+Result cuStreamSynchronize(void *given)
+{
+    struct stream *stream = given;
+    for (int i = 0; i < stream->count; i++)
+        memcpy(stream->copies[i].to, stream->copies[i].from, stream->copies[i].size);
+    stream->count = 0;
+    return SUCCESS;
+}
+
+Result cuStreamDestroy_v2(void *stream)
+{
+    free(stream);
+    return SUCCESS;
+}
+
+static int is_within(const struct range *ranges, Address start, size_t size)
+{
+    for (int i = 0; i < MOST; i++)
+        if (ranges[i].size && ranges[i].start <= start && start + size <= ranges[i].start + ranges[i].size)
+            return 1;
+    return 0;
+}
+
+static Result copy_later(struct stream *stream, void *to, const void *from, size_t size, Address there, void *here)
+{
+    if (!is_within(mapped, there, size) || !is_within(pinned, (Address)here, size))
+        return INVALID_VALUE;
+    if (stream->count == MOST_COPIES)
+        return OUT_OF_MEMORY;
+    stream->copies[stream->count++] = (struct copy){to, from, size};
+    return SUCCESS;
+}
+
+Result cuMemcpyHtoDAsync_v2(Address to, void *from, size_t size, void *stream)
+{
+    return copy_later(stream, (void *)to, from, size, to, from);
+}
+
+Result cuMemcpyDtoHAsync_v2(void *to, Address from, size_t size, void *stream)
+{
+    return copy_later(stream, to, (const void *)from, size, from, to);
 }
 
 Result cuModuleLoadData(void **module, const char *image)
