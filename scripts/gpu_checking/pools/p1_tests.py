@@ -9,7 +9,10 @@ from pathlib import Path
 
 from ..check import Check, Untried
 
-TESTS = ("tests/memory/test_cuda_regions.py", "tests/protocol/test_gpu_memory.py", "tests/pool/test_gpu.py")
+TESTS = (
+    "tests/memory/test_cuda_regions.py", "tests/protocol/test_gpu_memory.py", "tests/protocol/test_cuda_files.py",
+    "tests/pool/test_carrier.py", "tests/pool/test_gpu.py",
+)  # fmt: skip
 LIMIT_S = 140.0
 
 

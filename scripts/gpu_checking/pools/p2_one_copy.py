@@ -19,6 +19,7 @@ from .setting import Sizes, available_bytes, pool_of, settled_bytes, sizes
 MORE_BYTES = 100 * MIB
 MOST_ATTACH_MS = 40.0
 MOST_SLOWER = 1.03
+MOST_RETURN = 1.3
 LEAST_OF_BANDWIDTH = 0.8
 
 
@@ -34,6 +35,7 @@ def check(check: Check) -> None:
         pool = stack.enter_context(pool_of({"first": first}, workers=size.workers, slots=size.workers))
         load(check, pool, size, Path(folder), told["floor_gb_s"])
         answers(check, pool, Path(folder), told["forward_ms"])
+        returns(check, pool, Path(folder), told["floor_gb_s"])
         check.figure("weights and one worker, MiB", (before_bytes - available_bytes()) // MIB)
         workers(check, pool, size, told["context_bytes"])
         check.told("a process attaches to it at once", stack.enter_context(Child(attach, pool.endpoint)))
@@ -88,6 +90,25 @@ def answers(check: Check, pool: Any, folder: Path, plain_ms: float) -> None:
     check.claim(
         f"a run in a slot takes at most {MOST_SLOWER:g} times as long",
         pool_ms <= MOST_SLOWER * plain_ms, f"{pool_ms / plain_ms:.3f} times",
+    )  # fmt: skip
+
+
+def returns(check: Check, pool: Any, folder: Path, floor_gb_s: float) -> None:
+    """Let it leave for a file, and come back out of the system's cache."""
+    import torch
+
+    started_at = time.perf_counter()
+    pool.evict("decoder-shared")
+    check.figure("written out, s", time.perf_counter() - started_at)
+    given, expected = torch.load(folder / "computed.pt")
+    is_equal = torch.equal(pool.run("decoder-shared", given), expected)
+    check.claim("its answer is the same when it has come back", is_equal)
+    version = next(one for one in pool.memory().weights if one.model == "decoder-shared")
+    copy_s = version.size_bytes / floor_gb_s / 1e9
+    check.figure("came back, s", version.return_s)
+    check.claim(
+        f"its return takes at most {MOST_RETURN:g} times as long as copying out of pinned memory",
+        version.return_s <= MOST_RETURN * copy_s, f"{version.return_s / copy_s:.2f} times",
     )  # fmt: skip
 
 
