@@ -32,7 +32,7 @@ from ..protocol.messages import (
 from ..protocol.values import Buffer, decode
 from .checks import ConfigError
 from .control import ControlSocket, connect
-from .environment import default_keys
+from .environment import cores, default_keys
 from .forks import tell_of_forks
 from .futures import Expected, PoolFuture
 from .keys import read_secret
@@ -75,6 +75,7 @@ class Connection:
         self._end: PoolError | None = None  # why this connection is of no use any more
         self.is_forked = False
         self._is_exiting = False
+        self._has_cores = cores() > 1  # else whoever is waited for could not run meanwhile
         self._receiver = Receiver(
             self._read, self._sleep, is_due=self._is_due, is_over=lambda: self._end is not None
         )
@@ -96,7 +97,7 @@ class Connection:
             token = self._control.admit()
             self._parcels = Parcels(self._control)
             try:
-                self._link: Link = UnixLink(connect(self.directory))
+                self._link: Link = UnixLink(connect(self.directory), self._may_spin)
             except BaseException:
                 self._control.close()
                 raise
@@ -273,6 +274,9 @@ class Connection:
     def keep_receiving(self, *, urgent: bool = False) -> None:
         """See to it that answers are received although nobody waits for them; within 2 ms, or at once."""
         self._receiver.keep_receiving(urgent=urgent)
+
+    def _may_spin(self) -> bool:
+        return self._has_cores and len(self._expected) == 1
 
     def _sleep(self, timeout_ms: float | None) -> None:
         loss = self._link.sleep(timeout_ms)

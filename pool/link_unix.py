@@ -13,7 +13,7 @@ from __future__ import annotations
 import select
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -22,6 +22,7 @@ from ..protocol.frames import StreamDecoder, stream_parts
 from ..protocol.messages import Message
 from ..protocol.tensors import Buffer
 from .link import Arrived, Link, Loss
+from .spinning import CLIENT_SPIN_S, Spinner
 
 #: What is kept for a socket that is full before senders have to wait.
 _KEPT_BYTES: Final = 64 << 20
@@ -36,9 +37,10 @@ class UnixLink(Link):
 
     Args:
         sock: connected to a supervisor's control socket; the link owns it from now on.
+        may_spin: whether who waits here may look again and again for a moment before it sleeps.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, may_spin: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
         sock.setblocking(False)
         self._socket = sock
@@ -53,6 +55,7 @@ class UnixLink(Link):
         self._poller = select.poll()
         self._poller.register(sock.fileno(), select.POLLIN)
         self._poller.register(self._wake, select.POLLIN)
+        self._spinner = Spinner(self._poll, may_spin, spin_s=CLIENT_SPIN_S)
         self._awaits_room = False  # whether the poller may
 
     @property
@@ -83,13 +86,16 @@ class UnixLink(Link):
             mask = select.POLLIN | select.POLLOUT if awaits_room else select.POLLIN
             self._poller.modify(self._socket.fileno(), mask)
             self._awaits_room = awaits_room
-        for fd, mask in self._poller.poll(timeout_ms):
+        for fd, mask in self._spinner.wait(None if timeout_ms is None else timeout_ms / 1000):
             if fd == self._wake:
                 self._was_woken()
             elif mask & select.POLLOUT:
                 with self._lock:
                     self._flush()
         return ""
+
+    def _poll(self, timeout_s: float | None) -> list[tuple[int, int]]:
+        return self._poller.poll(None if timeout_s is None else timeout_s * 1000)
 
     def _read(self) -> bool:
         is_filled = not self._has_undecoded and self._receive()

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from .spinning import Spinner
+from ..spinning import Spinner
 
 _NEVER = float("inf")
 _READ = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR

@@ -1,9 +1,11 @@
-"""When the supervisor looks again and again before it sleeps; time is made up."""
+"""When supervisor and client look again and again before they sleep; time is made up."""
 
 import os
+import threading
 
 import pytest
-from onecopy.pool.supervisor.spinning import REST_S, SPIN_S, TAKEN_S, Spinner
+from onecopy.pool import Pool
+from onecopy.pool.spinning import REST_S, SPIN_S, TAKEN_S, Spinner
 
 READABLE = [(7, 1)]
 LOOK_S = SPIN_S / 10
@@ -84,3 +86,26 @@ def test_a_timeout_is_kept_and_none_at_all_is_one_look(machine):
     assert machine.wait(1.0, timeout_s=0) == ([], 1, 0)
     assert machine.wait(1.0, timeout_s=0.5) == ([], 10, 1)
     assert machine.now < 100.0 + 0.5 + 2 * SPIN_S
+
+
+class Waits:
+    """Answers when a file is there."""
+
+    def __call__(self, path):
+        while not os.path.exists(path):
+            threading.Event().wait(0.001)
+
+
+def test_a_client_may_look_while_it_waits_for_one_answer_alone(tmp_path):
+    with Pool({"waits": Waits()}, workers=2) as pool:
+        connection = pool._connection
+        assert not connection._may_spin()
+        first = pool.submit("waits", str(tmp_path / "first"))
+        assert connection._may_spin() == connection._has_cores
+        second = pool.submit("waits", str(tmp_path / "second"))
+        assert not connection._may_spin()
+        for name, future in (("first", first), ("second", second)):
+            (tmp_path / name).touch()
+            future.result()
+        connection._has_cores = False  # then whoever answers could not run
+        assert not connection._may_spin()
