@@ -294,7 +294,7 @@ def _chaos(one: dict[str, Any]) -> Iterator[Row]:
 
 def _core(one: dict[str, Any]) -> Iterator[Row]:
     costs = one["costs"]
-    small, large, steps = costs["small"], costs["large"], costs["steps of a request"]
+    small, large = costs["small"], costs["large"]
     for what in ("a request comes", "a run ends"):
         median = costs[f"{what}: median, us"]
         yield (
@@ -305,8 +305,7 @@ def _core(one: dict[str, Any]) -> Iterator[Row]:
             f"{median['small']:.0f} us",
             (
                 f"{large['workers']:,} workers, {large['models']} models, {large['requests that wait']:,} wait: "
-                f"{median['large']:.0f} us ({_x(median['large / small'])}), in as many steps "
-                f"({_x(steps['large / small'])} of both): what it touches is in no cache"
+                f"{median['large']:.0f} us ({_x(median['large / small'])}): what it touches is in no cache"
             ),
         )
 
