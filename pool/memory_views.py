@@ -14,7 +14,11 @@ _NAMED_PARTS: Final = 3
 
 @dataclass(frozen=True)
 class ProcessInfo(View):
-    """One process: its share of memory, and what of it no other process could share."""
+    """One process: its share of memory, and what of it no other process could share.
+
+    Its role is ``supervisor``, ``zygote``, ``worker``, ``loader``, ``metrics``, or ``carrier``, which copies what is
+    evicted from a GPU and comes back.
+    """
 
     pid: int
     role: str
