@@ -16,8 +16,8 @@ _NAMED_PARTS: Final = 3
 class ProcessInfo(View):
     """One process: its share of memory, and what of it no other process could share.
 
-    Its role is ``supervisor``, ``zygote``, ``worker``, ``loader``, ``metrics``, or ``carrier``, which copies what is
-    evicted from a GPU and comes back.
+    Its role is ``supervisor``, ``zygote``, ``worker``, ``loader``, ``metrics``, or ``carrier``, which copies what
+    leaves a GPU and comes back.
     """
 
     pid: int

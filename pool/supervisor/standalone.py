@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...protocol.errors import PoolError
+from ...protocol.messages import LoadModel
 from ..checks import ConfigError
 from ..environment import default_directory
+from ..model import Model
 from ..runtime import RuntimeDirectory
 from ..sources import load_by_name
 from ..toml import read_toml
@@ -35,17 +37,24 @@ def serve_standalone(
         first = {name: dataclasses.replace(models[name], device=placed[name]) for name in placed if name in models}
         models = first | {name: model for name, model in models.items() if name not in first}
         settings = dataclasses.replace(settings, listen=(*settings.listen, *listen), **changes)
+        loads = [_load(config, name, model) for name, model in models.items()]
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201
         return 2
     try:
         folder = RuntimeDirectory(directory or default_directory(settings.name))
         supervisor = Supervisor(settings, folder, is_verbose=True)
-        paths = [os.path.dirname(os.path.abspath(config))]
-        for name, model in models.items():
-            supervisor.declare(None, load_by_name(name, model, paths))
+        for load in loads:
+            supervisor.declare(None, load)
         supervisor.serve()
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+def _load(config: str, name: str, model: Model) -> LoadModel:
+    try:
+        return load_by_name(name, model, [os.path.dirname(os.path.abspath(config))])
+    except PoolError as error:  # of a value that TOML has and no message can carry, such as a date
+        raise ConfigError(f"{config}: [models.{name}] {error.message}") from error

@@ -376,3 +376,13 @@ def test_items_of_a_stream_are_printed_as_they_come_and_options_reach_the_pool(t
         assert refused.returncode == 2
         assert "max_batch must be a whole number from 1" in refused.stderr
     assert "[default: -10]" in onecopy("batch", "--help").stdout
+
+
+@pytest.mark.parametrize("line", ["example = 2026-01-01", "args = [2026-01-01]", "kwargs = {day = 2026-01-01}"])
+def test_a_value_that_cannot_travel_is_named_with_its_file_and_model(tmp_path, line):
+    path = tmp_path / "pool.toml"
+    path.write_text(f"[models.m]\nsource = 'torch.nn:Linear'\n{line}\n")
+    refused = onecopy("serve", str(path))
+    assert refused.returncode == 2
+    assert f"{path}: [models.m] " in refused.stderr
+    assert "datetime.date" in refused.stderr
