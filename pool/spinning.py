@@ -8,7 +8,9 @@ either: the worker wakes up on a core that is awake. They sleep where others hav
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Final
@@ -21,6 +23,10 @@ CLIENT_SPIN_S: Final = 500e-6
 #: A core that was offered to others and is back only after this was of use to them: they have it, for so long.
 TAKEN_S: Final = 500e-6
 REST_S: Final = 10e-3
+
+#: Lets others have the core. Threads of this process go on meanwhile, which `os.sched_yield` keeps from it before
+#: Python 3.12.
+give_core: Callable[[], object] = os.sched_yield if sys.version_info >= (3, 12) else ctypes.CDLL(None).sched_yield
 
 Poll = Callable[[float | None], list[tuple[int, int]]]
 
@@ -71,7 +77,7 @@ class Spinner:
         while now - began_at < self._spin_s:
             if found := self._poll(0):
                 return found
-            os.sched_yield()
+            give_core()
             before, now = now, self._clock()
             if now - before > TAKEN_S:
                 self._rests_until = now + REST_S

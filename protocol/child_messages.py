@@ -254,6 +254,6 @@ class Carry(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """It is copied; or it is not, and ``error`` says why."""
+    """It is copied; or it is not, and ``complaint`` says why."""
 
-    error: str
+    complaint: str

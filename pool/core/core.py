@@ -111,7 +111,7 @@ class Core:
         self.sizing = Sizing(least_workers or workers, self.fleet.workers, self.ledger)
         pressure = Pressure(self.ledger, self.fleet, max_private_bytes, self._out)
         self.loading: Loading = Loading(
-            self.library, self.admission, self.eviction, pressure, self.attempts,
+            self.library, self.admission, self.eviction, pressure, self.attempts, self.fleet,
             lambda model, error: self.elsewhere(model, error), self._out,
         )  # fmt: skip
         self.concurrency = Concurrency(slots, is_adaptive=is_adaptive)

@@ -165,8 +165,12 @@ class Fleet:
         return child in self._waiting_loaders
 
     def give_up_loader(self, child: int) -> None:
-        """Nobody wants any more what a loader builds."""
+        """Nobody wants any more what a loader builds: kill it. Others need not wait until it is gone.
+
+        A process that hangs in a driver does not die of that, and its memory counts as long as it has some.
+        """
         if self._waiting_loaders.pop(child, None) is None:
+            self._loaders.discard(child)
             self._out.append(SignalChild(child, signal.SIGKILL))
 
     def loader_exited(self, child: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable
 
 from ...protocol.errors import InvalidRequest
@@ -11,7 +10,8 @@ from . import events
 from .admission import Admission, ReturnClaim
 from .attempts import Attempts
 from .eviction import Eviction
-from .instructions import Instruction, SignalChild, ToCaller
+from .fleet import Fleet
+from .instructions import Instruction, ToCaller
 from .library import Library
 from .pressure import Pressure
 from .regions import FillerKey, Want
@@ -23,8 +23,8 @@ class Loading:
     """Tells those who wait what becomes of it.
 
     Args:
-        library, admission, eviction, pressure, attempts: what is loaded, who waits for memory, who leaves it,
-            which workers take too much, and who answers requests.
+        library, admission, eviction, pressure, attempts, fleet: what is loaded, who waits for memory, who leaves
+            it, which workers take too much, who answers requests, and who ends loaders.
         elsewhere: whether another device takes a model for which there is no memory.
         out: where instructions go.
     """
@@ -36,6 +36,7 @@ class Loading:
         eviction: Eviction,
         pressure: Pressure,
         attempts: Attempts,
+        fleet: Fleet,
         elsewhere: Callable[[Model, Record], bool],
         out: list[Instruction],
     ) -> None:
@@ -44,6 +45,7 @@ class Loading:
         self._eviction = eviction
         self._pressure = pressure
         self._attempts = attempts
+        self._fleet = fleet
         self._elsewhere = elsewhere
         self._out = out
 
@@ -74,7 +76,7 @@ class Loading:
         self._library.holdings.let_go(event.filler)
         if type(event.filler) is int:
             self.build_failed(events.BuildFailed(event.filler, event.error), now)
-            self._out.append(SignalChild(event.filler, signal.SIGKILL))
+            self._fleet.give_up_loader(event.filler)
         else:
             self._out.append(ToCaller(event.filler, Refused(event.error)))
 

@@ -89,9 +89,9 @@ class Carrier:
         if answer is None:
             what = f"the process that copies from and to the GPU {self._ordinal} died twice"
             raise OSError(errno.EIO, f"{what} ({self._bury()})")
-        if answer.error:
+        if answer.complaint:
             what = f"weights cannot be copied from or to the GPU {self._ordinal}"
-            raise OSError(errno.EIO, f"{what}: {answer.error}")
+            raise OSError(errno.EIO, f"{what}: {answer.complaint}")
 
     def _asked(self, order: Carry, region_fd: int, file_fd: int, is_wanted: Callable[[], bool]) -> Carried | None:
         """Return what it says; None if it is gone."""

@@ -44,8 +44,12 @@ def serve_standalone(
     try:
         folder = RuntimeDirectory(directory or default_directory(settings.name))
         supervisor = Supervisor(settings, folder, is_verbose=True)
-        for load in loads:
-            supervisor.declare(None, load)
+        try:
+            for load in loads:
+                supervisor.declare(None, load)
+        except PoolError:  # `serve` would have removed it
+            folder.remove()
+            raise
         supervisor.serve()
     except PoolError as error:
         print(f"onecopy: {error}", file=sys.stderr)  # noqa: T201

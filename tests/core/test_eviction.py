@@ -1,5 +1,7 @@
 """Weight sets leave memory when others need it, and come back when they are needed."""
 
+import signal
+
 import pytest
 from core.simulated import LoadPlan, RunPlan
 from core.world import MOVE_S, NO_MEMORY, World
@@ -386,6 +388,18 @@ def test_loaders_of_a_gpu_have_contexts_of_which_there_are_few_at_once():
     world.pass_time(10.0)
     assert {world.outcome(caller) for caller in callers} == {"done"}
     assert world.core.ledger.accounts()["loading"] == 0
+
+
+def test_loaders_that_do_not_die_keep_no_others_from_loading():
+    world = on_gpu(room_mb=150)
+    world.habits.stubborn = {signal.SIGKILL}
+    too_large = LoadPlan(wants=((200 * MB, b""),))
+    refused = [world.load(name, workspace="private", plan=too_large) for name in "ab"]
+    loaded = world.load("c", workspace="private", plan=ONE)
+    world.pass_time(5.0)
+    assert [world.outcome(caller) for caller in (*refused, loaded)] == ["out_of_budget", "out_of_budget", "done"]
+    alive = [one for one in world.children.values() if one.role == "loader" and one.is_alive]
+    assert len(alive) >= MAX_GPU_LOADERS
 
 
 def test_a_context_that_is_only_expected_keeps_nobody_out_of_a_small_gpu():

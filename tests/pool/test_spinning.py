@@ -4,7 +4,7 @@ import os
 import threading
 
 import pytest
-from onecopy.pool import Pool
+from onecopy.pool import Pool, spinning
 from onecopy.pool.spinning import REST_S, SPIN_S, TAKEN_S, Spinner
 
 READABLE = [(7, 1)]
@@ -24,7 +24,7 @@ class Machine:
         self.taken_s = 0.0
         self.looks = self.sleeps = 0
         self.may_spin = True
-        monkeypatch.setattr(os, "sched_yield", self.give_core)
+        monkeypatch.setattr(spinning, "give_core", self.give_core)
         self.spinner = Spinner(self.poll, lambda: self.may_spin, lambda: self.now)
 
     def give_core(self):
