@@ -256,8 +256,10 @@ class Regions:
             record = self._by_key.get(key) if key else None
             is_there = record is not None and record.life.state == "sealed"
             is_coming = record is not None and record.life.state == "filling" and record.filler == filler
+            # Beside one that is out of memory, or on its way, each gets a region of its own.
+            is_moving = record is not None and record.life.state not in ("sealed", "filling")
             if not (is_there or is_coming or self._is_beside(want)):
-                missing[key or index] = want.size_bytes
+                missing[key if key and not is_moving else index] = want.size_bytes
         return sum(missing.values())
 
     def away(self, numbers: tuple[int, ...]) -> tuple[int, ...]:

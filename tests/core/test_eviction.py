@@ -291,6 +291,18 @@ def test_no_mailbox_is_made_for_which_there_is_no_room():
     assert any("4,096 bytes are free of the 104,857,600" in text for text in world.reports)
 
 
+def test_equal_contents_of_a_load_each_count_while_what_they_equal_is_out_of_memory():
+    content = (100 * MB, b"c" * 16)
+    world = world_of(room_mb=150)
+    load(world, "a", plan=LoadPlan(wants=(content,)))
+    world.pass_time(1.0)
+    world.evict("a")
+    world.pass_time(1.0)
+    loaded = world.load("b", workspace="private", plan=LoadPlan(wants=(content, content)))
+    world.pass_time(5.0)
+    assert world.outcome(loaded) == "out_of_budget"  # the checks of the world would tell if both were handed out
+
+
 # --- on a GPU -----------------------------------------------------------------------------------------------
 
 
