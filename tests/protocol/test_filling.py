@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from allocated import allocated_bytes
 from freezing import mapped, same_bits
 from onecopy.pool.memory.memfd import MemfdStore
 from onecopy.protocol.contents import OpenFiles
@@ -203,18 +204,20 @@ class Measuring(Shelf):
     def __init__(self):
         super().__init__()
         self.private_bytes = []
+        self.allocated_bytes = []
 
     def filled(self, number):
         super().filled(number)
         self.private_bytes.append(private_bytes())
+        self.allocated_bytes.append(allocated_bytes())
 
 
 def test_what_is_consumed_gives_its_memory_back_piece_by_piece():
-    size_bytes = 40 * MIB  # the C library maps what is that large, whatever was there before
+    size_bytes = 40 * MIB
     contents = [torch.full((size_bytes,), value, dtype=torch.uint8) for value in range(4)]
     with Measuring() as shelf:
         frozen, numbers = handed_over(contents, shelf, consume=True)
-        drops = [one - other for one, other in itertools.pairwise([*shelf.private_bytes, private_bytes()])]
+        drops = [one - other for one, other in itertools.pairwise([*shelf.allocated_bytes, allocated_bytes()])]
         assert min(drops) > size_bytes * 0.9
         assert all(content.untyped_storage().nbytes() == 0 for content in contents)
         again = shelf.thawed(frozen, numbers)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from allocated import allocated_bytes
 from freezing import TOKENS, lies_in, mapped, regions_of, roundtrip, shared, small_module, span_of
 from onecopy.protocol.contents import OpenFiles
 from onecopy.protocol.frozen import freeze, thaw
@@ -14,11 +15,6 @@ def small():
     return small_module()
 
 
-def private_bytes():
-    with open("/proc/self/smaps_rollup") as rollup:
-        return next(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss_Anon"))
-
-
 @torch.no_grad()  # a graph would save weights for its backward pass, and so hold their old memory
 def test_repointing_releases_the_memory_of_the_original():
     module = nn.Sequential(*(nn.Linear(3600, 3600) for _ in range(4)))  # 207 MB
@@ -28,9 +24,9 @@ def test_repointing_releases_the_memory_of_the_original():
     parameters = list(module.parameters())
     frozen = freeze(module)
     mappings = regions_of(frozen)
-    before = private_bytes()
+    before = allocated_bytes()
     assert frozen.repoint(mappings) == 0
-    assert before - private_bytes() > 0.95 * size_bytes
+    assert before - allocated_bytes() > 0.95 * size_bytes
     assert torch.equal(module(x), expected)
     assert all(old is new for old, new in zip(parameters, module.parameters(), strict=True))
     assert all(lies_in(parameter, mappings) for parameter in module.parameters())
