@@ -1,4 +1,4 @@
-"""The command line: ``onecopy serve | status | models | memory | run | batch | load | unload | evict | logs ...``.
+"""The command line: ``onecopy serve | status | models | run | batch | load | unload | evict | move | logs ...``.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on standard error; what a model raised keeps
 its remote traceback. Everything but the command line's grammar is imported by the command that needs it, so that
@@ -13,7 +13,7 @@ import typer
 
 from .cli_ask import logs, memory, models, record, status, top
 from .cli_keys import keys_app
-from .cli_models import evict, load, pin, unload, unpin
+from .cli_models import evict, load, move, pin, unload, unpin
 from .cli_pool import doctor, plan, serve, stop
 from .cli_run import batch, run
 from .command import print_line
@@ -55,7 +55,7 @@ def _options(
 
 for _command in (
     serve, plan, stop, doctor, logs, status, models, memory, top, record, run, batch, load, unload, pin, unpin,
-    evict,
+    evict, move,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(keys_app)

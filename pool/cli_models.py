@@ -137,3 +137,17 @@ def evict(name: Annotated[str, typer.Argument(help="Which model.")], endpoint: E
 
     with connect_control(endpoint) as control:
         control.ask(EvictModel(name))
+
+
+@reports_errors
+def move(
+    name: Annotated[str, typer.Argument(help="Which model.")],
+    device: Annotated[str, typer.Argument(help="Where it shall be, such as cpu:1 or cuda:0.")],
+    endpoint: Endpoint = None,
+) -> None:
+    """Have a model run on another device; no request waits for it. Returns when it has left the first one."""
+    from ..protocol.messages import MoveModel
+    from .devices import check_device
+
+    with connect_control(endpoint) as control:
+        control.ask(MoveModel(name, check_device(device)))

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..protocol.errors import InvalidRequest
-from ..protocol.messages import EvictModel, PinModel, UnloadModel
+from ..protocol.messages import UnloadModel
 from . import environment
 from .at_exit import shut_down_at_exit
 from .attach import attach
@@ -24,6 +24,7 @@ from .launch import OwnedSupervisor
 from .memory_views import Memory
 from .model import Model, as_model, named_models
 from .options import RequestOptions
+from .residence import Residence
 from .settings import MAILBOX_BYTES, Settings, read_workers
 from .sources import app_paths, load_by_factory, load_by_name
 from .streams import ITEMS_AHEAD, AsyncStream, Stream
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from .planning.views import Plan
 
 
-class Pool:
+class Pool(Residence):
     """A pool of worker processes that run models on one copy of their weights.
 
     ``Pool(models, workers=8)`` starts a supervisor that belongs to this process and ends with it; it returns
@@ -269,41 +270,6 @@ class Pool:
         with self._control() as control:
             control.ask(UnloadModel(name))
         self._held_bytes.pop(name, None)
-
-    def pin(self, name: str) -> None:
-        """Keep a model's weights in memory: load them or bring them back if they are not, and never evict them.
-
-        Returns at once; requests wait for the weights as ever. What comes back from the disk is a mapped file.
-
-        Raises:
-            ModelNotFound: no model has this name.
-            InvalidRequest: the pool is reached over tcp.
-        """
-        with self._control() as control:
-            control.ask(PinModel(check_name("model", name), is_pinned=True))
-
-    def unpin(self, name: str) -> None:
-        """Let a model's weights be evicted again when they lie idle and their memory is needed.
-
-        Raises:
-            ModelNotFound: no model has this name.
-            InvalidRequest: the pool is reached over tcp.
-        """
-        with self._control() as control:
-            control.ask(PinModel(check_name("model", name), is_pinned=False))
-
-    def evict(self, name: str) -> None:
-        """Move a model's weights from memory to the disk; returns when that is done.
-
-        They come back with the next request. What the model shares with others that are in memory stays.
-
-        Raises:
-            ModelNotFound: no model has this name.
-            InvalidRequest: it is pinned, in use by attached processes or sessions, or not loaded.
-            OutOfBudget: there is no room on the disk.
-        """
-        with self._control() as control:
-            control.ask(EvictModel(check_name("model", name)))
 
     def plan(self, models: Any) -> Plan:
         """Tell what models would take in a pool like this one, before they are loaded, see `planning.plan.plan`.

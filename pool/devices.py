@@ -122,6 +122,20 @@ def read_devices(devices: Any) -> dict[str, DeviceSettings]:
     return {name: divided.get(name, one) for name, one in given.items()} or {WHOLE: DeviceSettings()}
 
 
+def check_device(name: Any) -> str:
+    """Return what a device may be called.
+
+    Raises:
+        ConfigError: none is ever called that.
+    """
+    if not isinstance(name, str) or not NAMES.fullmatch(name):
+        raise ConfigError(
+            "the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, or 'cuda:0' and so on, "
+            f"not {name!r}"
+        )
+    return name
+
+
 def gpu_of(name: str) -> int:
     """Return which GPU a device is, among those that this process can see; `NO_GPU` if it is none."""
     kind, _, number = name.partition(":")
@@ -170,12 +184,7 @@ def _known_name(name: Any) -> Any:
 
 
 def _read_device(name: Any, table: Any) -> DeviceSettings:
-    if not isinstance(name, str) or not NAMES.fullmatch(name):
-        raise ConfigError(
-            "the name of a device must be 'cpu', or 'cpu:0', 'cpu:1' and so on, or 'cuda:0' and so on, "
-            f"not {name!r}"
-        )
-    where = f"devices.{name}"
+    where = f"devices.{check_device(name)}"
     if isinstance(table, DeviceSettings):
         return table
     if not isinstance(table, Mapping):

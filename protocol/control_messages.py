@@ -82,6 +82,13 @@ class EvictModel(NamedTuple):
     name: str
 
 
+class MoveModel(NamedTuple):
+    """Load a model on another device, and forget it on the one that has it."""
+
+    name: str
+    device: str
+
+
 class ExpectModel(NamedTuple):
     """Announce that a model will be handed over: regions that are needed or offered next are on its device.
 

@@ -62,6 +62,7 @@ from .control_messages import (
     LogLines,
     MailboxGranted,
     MoreDescriptors,
+    MoveModel,
     NeedMailbox,
     NeedRegions,
     OfferFile,
@@ -204,7 +205,7 @@ Message: TypeAlias = (
     | Goodbye | Ping | Pong
     | Configure | Serving | Admit | Admitted | LoadModel | UnloadModel | StopPool | FollowLogs | LogLines
     | Done | Refused | NeedRegions | OfferFile | RegionsGranted | RegionsFilled | AttachModel | Attached
-    | MoreDescriptors | PinModel | EvictModel | ExpectModel | NeedMailbox | MailboxGranted
+    | MoreDescriptors | PinModel | EvictModel | MoveModel | ExpectModel | NeedMailbox | MailboxGranted
     | ReturnMailbox | WriteRecord
     | ForkChild | Adopt | ZygoteReady | Forked | Exited | Adopted
     | BuildModel | ModelBuilt | BuildFailed
@@ -221,7 +222,7 @@ NUMBERS: Final[dict[type[Message], int]] = {
     RegionsFilled: 34, AttachModel: 35, Attached: 36, MoreDescriptors: 37,
     PinModel: 38, EvictModel: 39,
     NeedMailbox: 50, MailboxGranted: 51, ReturnMailbox: 52, ExpectModel: 53,
-    WriteRecord: 54,
+    WriteRecord: 54, MoveModel: 55,
     ForkChild: 40, Adopt: 41, ZygoteReady: 42, Forked: 43, Exited: 44, Adopted: 45,
     BuildModel: 60, ModelBuilt: 63, BuildFailed: 64,
     Thaw: 70, Thawed: 71, ThawFailed: 72, Forget: 73, Forgot: 74, Run: 80, Ran: 81, Leave: 83,

@@ -26,6 +26,7 @@ from .events import Event
 from .homes import Homes
 from .instructions import Finish, Instruction
 from .joint import Joints
+from .moves import Moves
 from .numbers import device_of
 from .parts import Parts
 from .weights import Model
@@ -63,6 +64,7 @@ class Devices:
     def __init__(self, cores: Sequence[Core]) -> None:
         self.cores = tuple(cores)
         self._homes = Homes(self.cores)
+        self._moves = Moves(self.cores, self._homes)
         self._joints = Joints()
         self._parts = Parts(self.cores)
         self._arrivals: deque[tuple[Core, events.ModelArrived]] = deque()
@@ -80,7 +82,7 @@ class Devices:
             events.MemoryAvailable: lambda event: self.cores if event.device < 0 else (self.cores[event.device],),
             events.RegionsMoved: lambda event: (self.core_of(event.regions[0]),),
             events.Submitted: self._of_submit,
-            events.ModelWanted: lambda event: self._homes.of(event.name)[:1] or self.cores[:1],
+            events.ModelWanted: lambda event: self._moves.answering(event.name)[:1] or self.cores[:1],
         }
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
@@ -96,14 +98,16 @@ class Devices:
         elif isinstance(event, events.ModelDeclared):
             out = self._declare(event, now)
         elif isinstance(event, _OF_ALL_THAT_HAVE_IT):
-            out = self._of_homes(event, self._homes.of(event.name), now)
+            out = self._of_homes(event, self._moves.having(event.name), now)
+        elif isinstance(event, events.ModelMoved):
+            out = self._moves.begin(event, now)
         else:
             assert isinstance(event, events.ModelExpected)
             self._expect(event)
             out = []
         if self._parts and isinstance(event, events.ChildExited):
             out += self._parts.ended(event.child, now)
-        if self._parts or self._arrivals:
+        if self._parts or self._moves or self._arrivals:
             out = self._settled(out, now)
         if self._joints:
             out = self._joints.joined(out)
@@ -141,7 +145,9 @@ class Devices:
         left: list[Instruction] = []
         while out or self._arrivals:
             settled, out = self._parts.settle(out, now)
+            settled, more = self._moves.settle(settled, now)
             left += settled
+            out += more
             while self._arrivals:
                 core, arrival = self._arrivals.popleft()
                 out += core.handle(arrival, now)
@@ -174,7 +180,7 @@ class Devices:
         for core in self.cores:
             if core.requests.find(event.client, submit.request) is not None:
                 return (core,)  # which refuses it: the number is in use
-        homes = self._homes.of(submit.model)
+        homes: Sequence[Core] = self._moves.answering(submit.model)
         if len(homes) > 1 and submit.session:
             key = (submit.model, submit.session)
             homes = [core for core in homes if core.dispatch.sessions.has_session(*key)] or homes
@@ -184,6 +190,7 @@ class Devices:
 
     def _declare(self, event: events.ModelDeclared, now: float) -> list[Instruction]:
         try:
+            self._moves.check_stays(event.load.name)
             homes = self._homes.choose(event)
         except PoolError as error:  # what was filled for it is free
             refused = events.FillingFailed(event.caller, error.to_record())

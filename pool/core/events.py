@@ -140,6 +140,14 @@ class ModelEvicted(NamedTuple):
     name: str
 
 
+class ModelMoved(NamedTuple):
+    """Somebody wants a model on another device, called ``target``."""
+
+    caller: CallerKey
+    name: str
+    target: str
+
+
 class CallerLeft(NamedTuple):
     """Someone at the unix socket is gone, and with it what only it held."""
 
@@ -367,7 +375,7 @@ class TimePassed(NamedTuple):
 Event: TypeAlias = (
     ClientJoined | ClientLeft | Submitted | Cancelled | Continued | MailboxWanted | MailboxReturned
     | ModelExpected | ModelDeclared | ModelArrived | PartReleased | ModelRemoved | ModelWanted | ModelPinned
-    | ModelEvicted
+    | ModelEvicted | ModelMoved
     | CallerLeft
     | ZygoteReady | ZygoteDied | ModulesAdopted | SetAdopted | ChildForked | ChildExited
     | RegionsNeeded | FileOffered | RegionsFilled | FillingFailed | RegionMade | RegionFailed | FileChanged

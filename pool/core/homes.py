@@ -39,6 +39,14 @@ class Homes:
         """Return the devices that have a model."""
         return [core for core in self._cores if name in core.library.models]
 
+    def named(self, device: str) -> Core:
+        """Return the device of this name.
+
+        Raises:
+            InvalidRequest: there is none.
+        """
+        return self._allowed([device])[0]
+
     def choose(self, event: ModelDeclared) -> Sequence[Core]:
         """Return where a model goes that is declared.
 

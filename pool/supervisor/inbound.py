@@ -44,6 +44,7 @@ FROM_CALLER: Final[_Table] = {
     messages.UnloadModel: lambda caller, one, _: events.ModelRemoved(caller, one.name),
     messages.PinModel: lambda caller, one, _: events.ModelPinned(caller, one.name, one.is_pinned),
     messages.EvictModel: lambda caller, one, _: events.ModelEvicted(caller, one.name),
+    messages.MoveModel: lambda caller, one, _: events.ModelMoved(caller, one.name, one.device),
     messages.AttachModel: lambda caller, one, _: events.ModelWanted(caller, one.name),
     messages.NeedMailbox: lambda caller, one, _: events.MailboxWanted(caller, one.size_bytes),
     messages.ReturnMailbox: lambda caller, one, _: events.MailboxReturned(caller, one.mailbox),

@@ -137,7 +137,7 @@ def test_over_tcp_models_run_but_neither_code_nor_control_travels(tmp_path):
         assert _json("run", "toys", "--arg", "5", "--endpoint", tcp) == 25
         assert _json("status", "--json", "--endpoint", tcp)["pid"] == served.process.pid
         orders = [["load", "x", "toy_models:toys"], ["unload", "toys"], ["pin", "toys"], ["evict", "toys"]]
-        for command in (*orders, ["stop"], ["logs"]):
+        for command in (*orders, ["move", "toys", "cpu:1"], ["stop"], ["logs"]):
             refused = onecopy(*command, "--endpoint", tcp)
             assert refused.returncode == 1
             assert "never travel over tcp" in refused.stderr

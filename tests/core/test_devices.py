@@ -242,7 +242,7 @@ def test_every_kind_of_event_has_its_way():
     kinds = set(events.Event.__args__) - {events.ModelArrived, events.ModelExpected, events.ModelDeclared}
     kinds -= {events.ModelBuilt, events.PartReleased}
     routed = set(Devices([several().worlds[0].core])._routes)
-    assert kinds - routed == {events.ModelRemoved, events.ModelPinned, events.ModelEvicted}
+    assert kinds - routed == {events.ModelRemoved, events.ModelPinned, events.ModelEvicted, events.ModelMoved}
 
 
 @pytest.mark.parametrize("devices", [1, 2, 64])

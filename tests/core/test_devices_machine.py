@@ -22,6 +22,7 @@ STEPS = st.one_of(
     st.tuples(st.just("unload"), NAMES),
     st.tuples(st.just("pin"), NAMES, st.booleans()),
     st.tuples(st.just("evict"), NAMES),
+    st.tuples(st.just("move"), NAMES, st.sampled_from(["cpu:0", "cpu:1", "cpu:2", "cpu:3"])),
     st.tuples(st.just("leave"), CLIENTS),
     st.tuples(st.just("wait"), st.sampled_from([0.001, 0.03, 0.3, 2.0])),
 )  # fmt: skip
@@ -90,6 +91,8 @@ def run_step(pool, step, asked, callers):
         pool.host.join(client)
     elif kind == "wait":
         pool.pass_time(rest[0])
+    elif kind == "move":
+        callers.append(pool.host.move(*rest))
     else:
         calls = {"unload": pool.host.unload, "evict": pool.host.evict}
         callers.append(pool.host.pin(rest[0], is_pinned=rest[1]) if kind == "pin" else calls[kind](rest[0]))

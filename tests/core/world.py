@@ -248,6 +248,11 @@ class World:
         self.feed(events.ModelEvicted(caller, name))
         return caller
 
+    def move(self, name: str, device: str) -> str:
+        caller = f"caller {next(self._serial)}"
+        self.feed(events.ModelMoved(caller, name, device))
+        return caller
+
     def attach(self, name: str) -> str:
         caller = f"caller {next(self._serial)}"
         self.feed(events.ModelWanted(caller, name))
