@@ -380,7 +380,7 @@ class Core:
         self.fleet.time_passed(now)
         self._tend(now)
 
-    def _stop_asked(self, event: events.StopAsked, now: float) -> None:
+    def _stop_asked(self, event: events.StopAsked, _now: float) -> None:
         self.intake.closed = "the pool is shutting down and takes no new requests"
         if not event.drain:
             for request in list(self.requests.everyone()):
@@ -389,7 +389,6 @@ class Core:
                 if worker.life.state == "busy":
                     self._out.append(ToChild(worker.child, Leave(), [], ()))
                     self._out.append(SignalChild(worker.child, signal.SIGTERM))
-        self._go_on_stopping(now)
 
     def _go_on_stopping(self, now: float) -> None:
         if self.requests.unanswered or self._is_finished:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from ...protocol.messages import LoadModel, Record, Submit, Used
@@ -10,9 +10,9 @@ from ...protocol.messages import ModelBuilt as Built
 from .regions import FileIdentity, FillerKey, Tier, Want
 
 #: Whatever the outside uses to address a client; the core only compares it.
-ClientKey: TypeAlias = Any
+ClientKey: TypeAlias = Hashable
 #: Whatever the outside uses to address someone who waits for an answer over the unix socket.
-CallerKey: TypeAlias = Any
+CallerKey: TypeAlias = Hashable
 
 
 class ClientJoined(NamedTuple):

@@ -19,6 +19,7 @@ from ...protocol.messages import BuildModel, Leave
 from .instructions import ForkChild, Instruction, ReplaceZygote, Report, SignalChild, ToChild
 from .numbers import Numbers
 from .position import ALONE, Position
+from .regions import FillerKey
 from .weights import WeightSet
 from .workers import Worker, Workers
 from .zygote import Zygote
@@ -160,9 +161,9 @@ class Fleet:
         self.fork_loaders()
         return child
 
-    def is_to_fork(self, child: int) -> bool:
-        """Whether a loader is not forked yet."""
-        return child in self._waiting_loaders
+    def is_to_fork(self, filler: FillerKey) -> bool:
+        """Whether this is a loader that is not forked yet."""
+        return filler in self._waiting_loaders
 
     def give_up_loader(self, child: int) -> None:
         """Nobody wants any more what a loader builds: kill it. Others need not wait until it is gone.

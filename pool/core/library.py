@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from ...protocol.errors import InvalidRequest, ModelNotFound, PoolError
 from ...protocol.messages import BuildModel, Done, LoadModel, Message, ModelBuilt, Record, Refused
 from .admission import Admission
@@ -269,7 +271,7 @@ class Library:
         """Return the weight set that a loader builds; None if nobody wants it."""
         return self._loaders.get(child)
 
-    def is_loading(self, filler: FillerKey) -> bool:
+    def is_loading(self, filler: FillerKey) -> TypeGuard[int]:
         """Whether this is a loader, and somebody wants what it builds."""
         return type(filler) is int and filler in self._loaders
 

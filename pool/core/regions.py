@@ -11,7 +11,7 @@ what is in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ...protocol.errors import InvalidRequest
@@ -20,7 +20,7 @@ from ...protocol.states import Lifecycle
 from .numbers import Numbers
 
 #: Whoever fills regions: a loader by its number, or somebody at the unix socket.
-FillerKey: TypeAlias = Any
+FillerKey: TypeAlias = Hashable
 #: What tells a file in one state from any other.
 FileIdentity: TypeAlias = tuple[Any, ...]
 

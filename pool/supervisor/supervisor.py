@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from ...protocol import messages
 from ...protocol.channel import Delivery
@@ -262,7 +262,7 @@ class Supervisor:
         if one.client == examples.CLIENT:
             self._examples.answered(one.message)
             return
-        self._clients.send(one.client, one.message, one.buffers)
+        self._clients.send(cast(Peer, one.client), one.message, one.buffers)
 
     # --- local processes ------------------------------------------------------------------------------------
 

@@ -2,12 +2,13 @@
 
 import signal
 
-from core.simulated import Habits, RunPlan
+from core.simulated import Habits, LoadPlan, RunPlan
 from core.told import Told, codes, load_of, reply, run
 from core.world import World
 from onecopy.pool.core import events
 from onecopy.pool.core.fleet import LEAVE_S, TERMINATE_S
 from onecopy.pool.core.instructions import Finish, FreeRegions, SignalChild, ToChild
+from onecopy.pool.core.ledger import Allowance
 from onecopy.protocol.messages import Leave
 
 NEVER = float("inf")
@@ -142,3 +143,24 @@ def test_a_pool_that_is_stopped_while_it_starts_finishes():
     world.feed(events.StopAsked(drain=True))
     world.pass_time(5.0)
     assert world.is_finished
+
+
+def test_nothing_is_wanted_any_more_once_the_end_is_told():
+    """What waited for memory would get what the last model leaves."""
+    mb = 1 << 20
+    world = World(1, allowance=Allowance(1 << 40, 150 * mb, 0))
+    world.measure(1 << 40)
+    world.join()
+    large = LoadPlan(wants=((100 * mb, b""),))
+    world.load("m", plan=large)
+    world.pass_time(1.0)
+    world.zygote_dies("SIGKILL")
+    (worker,) = world.workers()
+    worker.die("SIGKILL")
+    world.pass_time(0.01)  # no worker is there, and no zygote yet that could fork one
+    world.submit("m")
+    world.unload("m")
+    world.load("other", frozen=True, plan=large)
+    assert world.core.library.waiting_fillers()
+    world.feed(events.StopAsked(drain=False))
+    assert type(world.instructions[-1]) is Finish

@@ -47,6 +47,8 @@ def tell(report: TextIO, **values: Any) -> None:
 def memory(adapter: Adapter, report: TextIO) -> None:
     """Start, have every worker answer, rest, and wait until somebody outside has looked."""
     client = adapter.start()
+    client.call(adapter.job.about.payload())
+    adapter.settle()
     all_answered(client, adapter.job.about.payload(), adapter.job.workers)
     time.sleep(2)  # heaps that give memory back to the system do so after a while at rest
     tell(report, ready=True, counts_client=adapter.counts_client)

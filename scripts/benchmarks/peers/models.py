@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from .workloads import BIG_BYTES_VARIABLE, BIG_WIDTH, Loading
+from .workloads import BIG_BYTES_VARIABLE, BIG_WIDTH, Loading, weights_path
 
 # A request's bytes are read-only, and nobody writes into them.
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
@@ -105,11 +105,6 @@ def adopt(name: str, state: dict[str, torch.Tensor]) -> torch.nn.Module:
             model = build(name)
     model.load_state_dict(state, assign=True)
     return model
-
-
-def weights_path(name: str, folder: str) -> str:
-    """Return where the weights of a workload lie."""
-    return str(Path(folder) / f"{name}.safetensors")
 
 
 def write_weights(folder: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -58,6 +59,11 @@ class Workload:
 def encode(value: Any) -> bytes | memoryview:
     """Return the body of a request or answer: an array's bytes, or a text's."""
     return value.encode() if isinstance(value, str) else memoryview(np.ascontiguousarray(value)).cast("B")
+
+
+def weights_path(name: str, folder: str) -> str:
+    """Return where the weights of a workload lie, in the folder of all weights."""
+    return str(Path(folder) / f"{name}.safetensors")
 
 
 def who(answer: Any) -> int:

@@ -68,6 +68,9 @@ class Adapter(ABC):
     def start(self) -> Client:
         """Start the peer; return a client as soon as requests can be sent, answered or not."""
 
+    def settle(self) -> None:  # noqa: B027 - most have nothing to wait for
+        """Wait until its processes are those that will stay, if it exchanges them after the start."""
+
     def grow(self) -> Client:
         """Give it another worker; return the client to use from now on."""
         raise NotImplementedError
