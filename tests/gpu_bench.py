@@ -68,7 +68,7 @@ class Bench:
         self.transfers = transfers
         ours, theirs = socket.socketpair()
         self.channel, self.supervisor = Channel(ours), Channel(theirs)
-        inbox = Inbox(self.channel)
+        self.inbox = inbox = Inbox(self.channel)
         self._handler = signal.getsignal(INTERRUPT_SIGNAL)
         self.interrupts = Interrupts(SimpleNamespace(interrupts=0), inbox)
         self.mailboxes = Mailboxes(copies=False)
@@ -76,6 +76,7 @@ class Bench:
         os.ftruncate(self.mailbox_fd, MAILBOX_BYTES)
         self.mailboxes.map(MapMailbox(1, MAILBOX_BYTES), [os.dup(self.mailbox_fd)])
         self.runs = Runs(self.mailboxes, self.interrupts, Streams(self.channel, inbox, self.interrupts), transfers)
+        transfers.while_waiting = lambda: self.runs.look_ahead(inbox.ahead())
 
     def __enter__(self):
         return self
@@ -86,23 +87,38 @@ class Bench:
         self.supervisor.close()
         os.close(self.mailbox_fd)
 
-    def run(self, model, *parts, method="__call__", credit=0, grad=False, graphs=None, **options):
+    def send(self, attempt, *parts):
+        """Let an attempt come that is to run later; see `run_next`."""
+        buffers = [buffer for _, own in parts for buffer in own]
+        self.supervisor.send(Run(attempt, 1, "__call__", [wire for wire, _ in parts], 0, 0, 0, 0), buffers)
+
+    def run_next(self, model, **options):
+        """Run the attempt that has come first; return the result, or the error, of each part."""
+        delivery = self.inbox.next()
+        return self._run(model, delivery.message, delivery, **options)
+
+    def run(self, model, *parts, method="__call__", credit=0, **options):
         """Return the result, or the error, of each part."""
         buffers = [buffer for _, own in parts for buffer in own]
         order = Run(1, 1, method, [wire for wire, _ in parts], credit, 0, 0, 0)
+        return self._run(model, order, Delivery(order, buffers, []), **options)
+
+    def _run(self, model, order, delivery, grad=False, graphs=None, **options):
         held = SimpleNamespace(
             name="m", grad=grad, graphs=graphs, batching=Batching("m", options, lambda name: getattr(model, name))
         )
-        answers, buffers = self.runs.run(
-            order, Delivery(order, buffers, []), held, getattr(model, method), Stay(None, 0)
-        )
+        answers, buffers = self.runs.run(order, delivery, held, getattr(model, order.method), Stay(None, 0))
         return list(answers_of(answers, [bytes(one) for one in buffers]))
 
-    def in_mailbox(self, *args):
-        """Return the part of a call whose one large array lies in the mailbox."""
-        body, [buffer] = encode([args, {}])
-        os.pwrite(self.mailbox_fd, bytes(buffer), 0)
-        return [body, [[1, 0, len(bytes(buffer))]], [], 0, 0], []
+    def in_mailbox(self, *args, at=0):
+        """Return the part of a call whose large arrays lie in the mailbox."""
+        body, buffers = encode([args, {}])
+        places = []
+        for buffer in map(bytes, buffers):
+            os.pwrite(self.mailbox_fd, buffer, at)
+            places.append([1, at, len(buffer)])
+            at += -(-len(buffer) // 64) * 64
+        return [body, places, [], 0, 0], []
 
     def mailbox(self, size_bytes):
         return os.pread(self.mailbox_fd, size_bytes, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from onecopy.protocol.gpu import begin
+from onecopy.workers.ahead import LEAST_BYTES
 from onecopy.workers.cuda_errors import LOST, ContextLost, lost_by
 from onecopy.workers.pinned import PIECE_BYTES, RING_BYTES
 from onecopy.workers.transfers import transfers_of
@@ -20,6 +21,23 @@ def check_bytes(transfers, sizes_bytes):
     transfers.finish()
     for value, one in zip(values, back, strict=True):
         assert torch.equal(one, value + 1)
+
+
+def check_ahead(transfers):
+    """Bring what the next attempt is given while the GPU is busy with the one before, several times."""
+    generator = torch.Generator().manual_seed(2)
+    sizes_bytes = range(LEAST_BYTES, LEAST_BYTES + 6)
+    values = [torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator) for size in sizes_bytes]
+    ahead = transfers.ahead
+    for attempt, value in enumerate(values):
+        ahead.begin(attempt)
+        there = transfers.sent(value)
+        back = transfers.fetched(there + 1)
+        following = values[(attempt + 1) % len(values)]
+        ahead.bring(attempt + 1, following)
+        transfers.finish()
+        ahead.end()
+        assert torch.equal(back, value + 1)
 
 
 def check_loss(transfers, device):
@@ -41,4 +59,5 @@ if __name__ == "__main__":
     assert transfers is not None
     for _ in range(3):
         check_bytes(transfers, SIZES_BYTES)
+        check_ahead(transfers)
     print(check_loss(transfers, gpu.device))

@@ -42,6 +42,12 @@ class Inbox:
                 return None
         return self._kept.popleft()
 
+    def ahead(self) -> Delivery | None:
+        """Return the message that will be next, without taking it; None: none has come that is kept."""
+        if not self._kept and (self._channel.has_arrived or self._poller.poll(0)):
+            self._receive()
+        return self._kept[0] if self._kept else None
+
     def more(self, attempt: int) -> int:
         """Wait until a stream may go on; return how many more items may come, 0 if nobody reads it any more."""
         self._credit = {one: items for one, items in self._credit.items() if one >= attempt}  # others are over

@@ -123,10 +123,11 @@ def pinned_ring() -> PinnedRing:
     Raises:
         RuntimeError: the memory cannot be pinned.
     """
-    return PinnedRing(torch.empty(RING_BYTES, dtype=torch.uint8, pin_memory=True, device="cpu"), _copy)
+    return PinnedRing(torch.empty(RING_BYTES, dtype=torch.uint8, pin_memory=True, device="cpu"), copy_on_stream)
 
 
-def _copy(destination: torch.Tensor, source: torch.Tensor) -> Callable[[], object]:
+def copy_on_stream(destination: torch.Tensor, source: torch.Tensor) -> Callable[[], object]:
+    """See `Copy`: on the stream that is current."""
     destination.copy_(source, non_blocking=True)
     event = torch.cuda.Event()
     event.record()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ..protocol.channel import Delivery
 from ..protocol.messages import Record, Run
 from ..protocol.tensors import Buffer
+from .ahead import LEAST_BYTES
 from .calls import Caller
 from .cuda_errors import ContextLost
 from .held import HeldModel
@@ -19,6 +21,8 @@ from .slot import Stay
 from .streams import Streams
 from .transfers import Transfers
 
+#: A call with more than that besides its arrays is not looked at before its turn has come.
+MOST_BODY_BYTES: Final = 64 << 10
 #: What `Ran` tells of the parts, and the buffers that go along.
 Answers: TypeAlias = "tuple[list[list[Any] | Record], Sequence[Buffer]]"
 
@@ -58,6 +62,9 @@ class Runs:
         """
         caller = Caller(held, order.method, function, stay, self._interrupts, self._transfers)
         wires = order.parts
+        ahead = self._transfers.ahead if self._transfers is not None else None
+        if ahead is not None:
+            ahead.begin(order.attempt)
         try:
             self._interrupts.start(order.attempt)
             if len(wires) == 1 and not wires[0][3]:
@@ -74,7 +81,23 @@ class Runs:
             return [cancelled()] * len(wires), []
         finally:
             self._interrupts.end()
+            if ahead is not None:
+                ahead.end()
         return [one.answer.wire for one in parts], [buffer for one in parts for buffer in one.answer.buffers]
+
+    def look_ahead(self, delivery: Delivery | None) -> None:
+        """While the GPU computes: bring what the next attempt is given, if that is one call with large tensors.
+
+        Calls that are made as one are joined first, which makes one piece of theirs anyhow.
+        """
+        ahead = self._transfers.ahead if self._transfers is not None else None
+        if ahead is None or delivery is None or not isinstance(delivery.message, Run):
+            return
+        order = delivery.message
+        if len(order.parts) > 1 or not _is_large(order.parts[0], delivery) or ahead.has(order.attempt):
+            return
+        with contextlib.suppress(Exception):  # what is wrong with it will be told when its turn has come
+            ahead.bring(order.attempt, Part(order.parts[0], delivery.buffers, self._mailboxes).calls())
 
     def _one(self, order: Run, delivery: Delivery, caller: Caller) -> Answers:
         part = Part(order.parts[0], delivery.buffers, self._mailboxes)
@@ -95,6 +118,13 @@ class Runs:
         except BaseException as error:  # noqa: BLE001 - whatever the model raises is told to the caller
             return [caller.failure(error).record], []
         return [answer.wire], answer.buffers
+
+
+def _is_large(wire: Sequence[Any], delivery: Delivery) -> bool:
+    """Whether a part is one call with a large array, and little besides that would take long to look at."""
+    body, places, _, count, _ = wire
+    arrays = bool(places) or any(memoryview(one).nbytes >= LEAST_BYTES for one in delivery.buffers)
+    return not count and arrays and len(body) <= MOST_BODY_BYTES
 
 
 def _run_each(part: Part, caller: Caller) -> None:

@@ -25,6 +25,7 @@ import torch
 from ..protocol.arrays import bytes_of
 from ..protocol.errors import InvalidRequest
 from ..protocol.gpu import Gpu
+from .ahead import Ahead, ahead_of_calls
 from .cuda_errors import ContextLost
 from .nested import changed
 from .pinned import PinnedRing, pinned_ring
@@ -36,9 +37,16 @@ class Transfers:
     Args:
         gpu: which.
         ring: what they go through; None: nothing could be pinned, or the GPU's memory is the host's.
+        ahead: what brings the inputs of the next call.
+
+    Attributes:
+        ahead: the same.
+        while_waiting: called whenever the GPU is about to be waited for.
     """
 
-    def __init__(self, gpu: Gpu, ring: PinnedRing | None) -> None:
+    def __init__(self, gpu: Gpu, ring: PinnedRing | None, ahead: Ahead | None = None) -> None:
+        self.ahead = ahead
+        self.while_waiting: Callable[[], None] = _nothing
         self._gpu = gpu
         self._device = gpu.device
         self._ring = ring
@@ -76,6 +84,7 @@ class Transfers:
         Raises:
             ContextLost: something of it failed.
         """
+        self.while_waiting()
         try:
             if self._ring is not None:
                 self._ring.finish()
@@ -91,6 +100,8 @@ class Transfers:
         if array.layout != torch.strided or array.is_quantized:
             return array.to(self._device, copy=True)
         there = torch.empty(array.shape, dtype=array.dtype, device=self._device)
+        if self.ahead is not None and self.ahead.send(array, there):
+            return there
         if self._ring is None:
             there.copy_(array)
         else:
@@ -115,12 +126,17 @@ def transfers_of(gpu: Gpu | None) -> Transfers | None:
         return None
     if gpu.device.type != "cuda":
         return Transfers(gpu, None)
+    ring = ahead = None
     try:
         ring = pinned_ring()
+        ahead = ahead_of_calls()
     except RuntimeError as error:
-        ring = None
         print(  # noqa: T201 - what is printed goes to the log
             f"what goes to the GPU and back is copied more slowly, because memory cannot be pinned: {error}",
             file=sys.stderr,
         )
-    return Transfers(gpu, ring)
+    return Transfers(gpu, ring, ahead)
+
+
+def _nothing() -> None:
+    """There is nothing to do meanwhile."""

@@ -75,6 +75,9 @@ class Worker:
         self._interrupts = Interrupts(marks, self._inbox)
         streams = Streams(channel, self._inbox, self._interrupts)
         self._runs = Runs(self._mailboxes, self._interrupts, streams, transfers)
+        self._transfers = transfers
+        if transfers is not None:
+            transfers.while_waiting = self._look_ahead
         self._handlers: dict[type, Callable[[Any, Delivery], None]] = {
             Run: self._run,
             Thaw: self._thaw,
@@ -82,7 +85,7 @@ class Worker:
             MapSlot: lambda order, delivery: self._workspace.map(order, delivery.fds),
             UnmapSlot: lambda order, _: self._workspace.unmap(order),
             MapMailbox: lambda order, delivery: self._mailboxes.map(order, delivery.fds),
-            UnmapMailbox: lambda order, _: self._mailboxes.unmap(order),
+            UnmapMailbox: lambda order, _: self._unmap_mailbox(order),
         }
 
     def serve(self) -> None:
@@ -92,6 +95,14 @@ class Worker:
             if delivery is None or isinstance(delivery.message, Leave):
                 return
             self._handlers[type(delivery.message)](delivery.message, delivery)
+
+    def _look_ahead(self) -> None:
+        self._runs.look_ahead(self._inbox.ahead())
+
+    def _unmap_mailbox(self, order: UnmapMailbox) -> None:
+        if self._transfers is not None and self._transfers.ahead is not None:
+            self._transfers.ahead.forget()
+        self._mailboxes.unmap(order)
 
     def _run(self, order: Run, delivery: Delivery) -> None:
         self._marks.begun = order.attempt
