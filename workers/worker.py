@@ -75,8 +75,8 @@ class Worker:
         self._interrupts = Interrupts(marks, self._inbox)
         streams = Streams(channel, self._inbox, self._interrupts)
         self._runs = Runs(self._mailboxes, self._interrupts, streams, transfers)
-        self._transfers = transfers
-        if transfers is not None:
+        self._ahead = transfers.ahead if transfers is not None else None
+        if transfers is not None and self._ahead is not None:
             transfers.while_waiting = self._look_ahead
         self._handlers: dict[type, Callable[[Any, Delivery], None]] = {
             Run: self._run,
@@ -100,8 +100,8 @@ class Worker:
         self._runs.look_ahead(self._inbox.ahead())
 
     def _unmap_mailbox(self, order: UnmapMailbox) -> None:
-        if self._transfers is not None and self._transfers.ahead is not None:
-            self._transfers.ahead.forget()
+        if self._ahead is not None:
+            self._ahead.forget()
         self._mailboxes.unmap(order)
 
     def _run(self, order: Run, delivery: Delivery) -> None:
