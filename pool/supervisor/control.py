@@ -108,6 +108,7 @@ class ControlServer:
             self.release(connection)
             connection.channel.close()
             os.close(connection.pidfd)
+            del connection.channel  # whoever remembers who that was, as the flight recorder does, keeps little
 
     def release(self, connection: Connection) -> None:
         """Have nothing more to do with a connection; its channel and pidfd are the caller's from now on."""
