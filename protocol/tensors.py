@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from reprlib import repr as shortened  # of whatever depth: what came may be nested a thousand times
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from .errors import InvalidRequest
@@ -99,12 +100,12 @@ def read_place(wire: Any) -> Place:
         InvalidRequest: it is not ``[mailbox, offset, size]``, or nothing can begin or end there.
     """
     if type(wire) is not list or len(wire) != 3 or not all(type(number) is int for number in wire):
-        raise InvalidRequest(f"a place must be [mailbox, offset, size] in whole numbers, not {wire!r:.200}")
+        raise InvalidRequest(f"a place must be [mailbox, offset, size] in whole numbers, not {shortened(wire)}")
     place = Place(*wire)
     if place.offset_bytes < 0 or place.size_bytes < 0 or place.offset_bytes % PLACE_ALIGNMENT_BYTES:
         raise InvalidRequest(
-            f"place {wire!r:.200}: its offset must be a multiple of {PLACE_ALIGNMENT_BYTES}, and neither offset "
-            "nor size may be negative"
+            f"place {shortened(wire)}: its offset must be a multiple of {PLACE_ALIGNMENT_BYTES}, and neither "
+            "offset nor size may be negative"
         )
     return place
 

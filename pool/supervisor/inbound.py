@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from reprlib import repr as shortened
 from typing import Any, Final, TypeAlias
 
 from ...protocol import messages
@@ -111,7 +112,8 @@ def _check_options(load: messages.LoadModel) -> None:
         kinds = _OPTIONS.get(key, ())
         if kinds and type(value) not in kinds:
             named = " or ".join(kind.__name__ for kind in kinds)
-            raise InvalidRequest(f"{load.name}: {key} must be {named}, not {type(value).__name__}: {value!r:.100}")
+            found = f"{type(value).__name__}: {shortened(value)}"
+            raise InvalidRequest(f"{load.name}: {key} must be {named}, not {found}")
         if key in (ROOM, PART_OF):
             raise InvalidRequest(f"{load.name}: {key} is an option that the pool alone gives")
     if load.options.get("cuda_graph") and load.options.get("grad"):
@@ -123,4 +125,4 @@ def _check_options(load: messages.LoadModel) -> None:
             raise InvalidRequest(f"{load.name}: {key} must be at least {least}, not {load.options[key]}")
     for device in load.options.get("devices", []):
         if type(device) is not str:
-            raise InvalidRequest(f"{load.name}: devices must be names, not {device!r:.100}")
+            raise InvalidRequest(f"{load.name}: devices must be names, not {shortened(device)}")

@@ -118,7 +118,10 @@ class Encoder:
         for name, item in zip(kind._fields, value, strict=True):
             reduced = _REDUCED.get((kind, name))
             plain = reduced(item) if reduced else item
-            fields[name] = self.encode(plain, has_digests=_has_digests(value, name))
+            try:
+                fields[name] = self.encode(plain, has_digests=_has_digests(value, name))
+            except RecursionError:  # as deep as it can be read: it was refused for that
+                fields[name] = None
         return fields
 
     def _mapping(self, value: Mapping[Any, Any]) -> dict[str, Any]:

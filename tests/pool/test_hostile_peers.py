@@ -319,6 +319,15 @@ def fields_that_cannot_be(scene):
     assert set(ends.values()) <= {"", "invalid_request", "model_not_found"}
 
 
+def places_as_deep_as_can_be_read(scene):
+    """Deeper than Python goes, whoever wants to say what they are."""
+    header = multipart(submit(1, "x", places=["here"]))[0]
+    for depth in (500, 990, 1000, 1020):
+        with scene.dealer(is_greeted=True) as dealer:
+            dealer.send_multipart([bytes(header).replace(b"\xa4here", b"\x91" * depth + b"\x90")])
+            assert heard(dealer).error["code"] == "invalid_request"
+
+
 # --- over unix streams: the same user, who may be wrong all the same ---------------------------------------------
 
 
@@ -442,7 +451,7 @@ OVER_TCP = [
     another_version, strangers_who_say_nonsense, too_many_frames, a_header_beyond_the_limit,
     a_header_of_empty_lists, a_frame_of_four_exabytes, half_a_greeting_and_another_protocol,
     messages_of_children, code_where_values_travel, numbers_of_somebody_elses_requests,
-    one_number_for_two_requests, fields_that_cannot_be,
+    one_number_for_two_requests, fields_that_cannot_be, places_as_deep_as_can_be_read,
 ]  # fmt: skip
 OVER_STREAMS = [
     another_version_of_a_stream, messages_that_never_end, many_who_connect_and_say_nothing,

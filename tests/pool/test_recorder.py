@@ -22,7 +22,7 @@ from onecopy.pool.core import events
 from onecopy.pool.settings import Settings
 from onecopy.pool.supervisor.reactor import Reactor
 from onecopy.pool.supervisor.recorder import MAX_FILES, Recorder
-from onecopy.pool.supervisor.records import Header, read_record
+from onecopy.pool.supervisor.records import Encoder, Header, read_record
 from onecopy.protocol.messages import Submit, WriteRecord
 from onecopy.protocol.states import ImpossibleTransition
 from standalone import onecopy, standalone
@@ -279,3 +279,13 @@ def test_what_is_no_record_is_refused_by_name(tmp_path):
         assert refused.stderr.startswith(f"replay: {file}")
         assert complaint in refused.stderr
     assert _replay(tmp_path / "nothing").returncode == 2
+
+
+def test_what_is_nested_deeper_than_python_goes_is_left_out_and_the_rest_is_told():
+    deep = []
+    for _ in range(1000):
+        deep = [deep]
+    submit = Submit(1, "m", "", 0.0, 0, 0, "", 0, 0, b"body", [deep], [])
+    plain = Encoder().encode(events.Submitted("ann", submit, []))
+    assert plain["submit"]["places"] is None
+    assert json.loads(json.dumps(plain))["submit"]["model"] == "m"

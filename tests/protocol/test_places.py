@@ -26,6 +26,14 @@ def test_what_is_no_place_is_refused(wire):
         read_place(wire)
 
 
+def test_what_is_no_place_is_refused_however_deep_it_is_nested():
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(InvalidRequest, match=r"in whole numbers, not \[\[\[.*\.\.\."):
+        read_place(deep)
+
+
 @pytest.mark.parametrize("wire", [[7, -64, 1], [7, 0, -1], [7, 1, 64], [7, 63, 1]])
 def test_what_begins_nowhere_is_refused(wire):
     with pytest.raises(
