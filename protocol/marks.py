@@ -1,10 +1,11 @@
 """What supervisor and worker tell one another by memory alone.
 
-Both map one page, in which each child has a line of two numbers: the attempt that the worker has begun, which the
-supervisor can ask for at any moment, even once the worker is dead; and how many `Interrupt` messages there were
-for it, so that a worker needs to look for them only if there are more than it has read::
+Both map one page, in which each child has a line of three numbers: the attempt that the worker has begun, which
+the supervisor can ask for at any moment, even once the worker is dead; if that is of many calls, which of them it
+is at; and how many `Interrupt` messages there were for it, so that a worker needs to look for them only if there
+are more than it has read::
 
-    │ begun │ interrupts │      by the worker │ by the supervisor
+    │ begun │ call │ interrupts │      by the worker │ by the supervisor
 
 A number is written at once, or not at all.
 """
@@ -15,7 +16,7 @@ import mmap
 import signal
 from typing import Final
 
-_NUMBERS: Final = 2
+_NUMBERS: Final = 3
 LINE_BYTES: Final = 8 * _NUMBERS
 
 #: Sent to a worker that has begun an attempt which is given up. The first real-time signals are the C library's.
@@ -43,14 +44,23 @@ class Marks:
         self._line[0] = attempt
 
     @property
+    def call(self) -> int:
+        """Which call the worker is at of an attempt of many, from 1; 0: of none, or all at once."""
+        return self._line[1]
+
+    @call.setter
+    def call(self, number: int) -> None:
+        self._line[1] = number
+
+    @property
     def interrupts(self) -> int:
         """How many `Interrupt` messages there were."""
-        return self._line[1]
+        return self._line[2]
 
     @interrupts.setter
     def interrupts(self, count: int) -> None:
-        self._line[1] = count
+        self._line[2] = count
 
     def clear(self) -> None:
         """Make the line ready for another child."""
-        self.begun = self.interrupts = 0
+        self.begun = self.call = self.interrupts = 0

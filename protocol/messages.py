@@ -188,6 +188,17 @@ class Released(NamedTuple):
     request: int
 
 
+class Late(NamedTuple):
+    """To a client that has asked for many calls at once: the call of this index takes far longer than it should.
+
+    Those before it are done, those behind it wait for it. The request goes on, and is answered as ever; who cannot
+    wait for that may ask for the other calls once more.
+    """
+
+    request: int
+    call: int
+
+
 class Goodbye(NamedTuple):
     """A client leaves; what it had asked for is dropped."""
 
@@ -202,7 +213,7 @@ class Pong(NamedTuple):
 
 Message: TypeAlias = (
     Hello | Welcome | Rejected | Submit | Cancel | Continue | Query | Item | Reply | Failed | Released
-    | Goodbye | Ping | Pong
+    | Late | Goodbye | Ping | Pong
     | Configure | Serving | Admit | Admitted | LoadModel | UnloadModel | StopPool | FollowLogs | LogLines
     | Done | Refused | NeedRegions | OfferFile | RegionsGranted | RegionsFilled | AttachModel | Attached
     | MoreDescriptors | PinModel | EvictModel | MoveModel | ExpectModel | NeedMailbox | MailboxGranted
@@ -216,7 +227,7 @@ Message: TypeAlias = (
 #: Numbers on the wire. Never reuse one for another meaning.
 NUMBERS: Final[dict[type[Message], int]] = {
     Hello: 1, Welcome: 2, Rejected: 3, Submit: 4, Cancel: 5, Query: 6, Reply: 7, Failed: 8, Goodbye: 9,
-    Ping: 10, Pong: 11, Released: 12, Continue: 13, Item: 14,
+    Ping: 10, Pong: 11, Released: 12, Continue: 13, Item: 14, Late: 15,
     Configure: 20, Serving: 21, Admit: 22, Admitted: 23, LoadModel: 24, UnloadModel: 25, StopPool: 26,
     FollowLogs: 27, LogLines: 28, Done: 29, Refused: 30, NeedRegions: 31, OfferFile: 32, RegionsGranted: 33,
     RegionsFilled: 34, AttachModel: 35, Attached: 36, MoreDescriptors: 37,

@@ -71,9 +71,18 @@ class Interrupts:
         if self.is_given_up(self._attempt):
             raise Interrupted
 
+    def at(self, call: int) -> None:
+        """Be a safe point before one of many calls; which of them, from 1.
+
+        Raises:
+            Interrupted: the attempt is given up.
+        """
+        self._marks.call = call
+        self.check()
+
     def end(self) -> None:
         """What runs from here on runs to its end."""
-        self._attempt = 0
+        self._attempt = self._marks.call = 0
         self._remove_hook()
 
     def _signalled(self, *_: Any) -> None:

@@ -14,7 +14,7 @@ from ...protocol.errors import PoolError, WorkerDied
 from ...protocol.messages import ContinueRun, Failed, Item, Released, Reply, Run
 from .events import AttemptEnded, ClientKey, ItemYielded
 from .fleet import Fleet
-from .instructions import Instruction, Interrupt, ToChild, ToClient
+from .instructions import Instruction, Interrupt, TellLate, ToChild, ToClient
 from .library import Library
 from .mailboxes import Mailboxes
 from .requests import Request, Requests
@@ -96,7 +96,7 @@ class Attempts:
         given_s = expected_s or 0.0
         self._running[attempt] = _Attempt(requests, calls, model, version, worker.child, given_s, is_first)
         self._schedule.took(model, given_s)
-        self._fleet.workers.hand(worker, attempt, _UNKNOWN_S if expected_s is None else expected_s)
+        self._fleet.workers.hand(worker, attempt, _UNKNOWN_S if expected_s is None else expected_s, calls)
         lease = self._workspace.lease(worker.child, version)
         parts: list[Any] = []
         buffers: list[Any] = []
@@ -185,6 +185,33 @@ class Attempts:
         if running.version is model.current and not (has_failed or running.is_first or first.is_stream):
             model.measured(running.calls, event.seconds)
 
+    def is_of_many(self, attempt: int) -> bool:
+        """Whether an attempt is one request of many calls."""
+        requests = self._running[attempt].requests
+        return len(requests) == 1 and requests[0].submit.calls > 0
+
+    def tell_late(self, attempt: int) -> None:
+        """Tell the client of an attempt of many calls that one of them takes too long."""
+        running = self._running[attempt]
+        request = running.requests[0]
+        if self.is_of_many(attempt) and request.is_answered_by(attempt):
+            self._out.append(TellLate(running.child, attempt, request.client, request.submit.request))
+
+    def take_back(self, worker: Worker, now: float) -> None:
+        """Let what waits behind the first attempt of a worker run elsewhere, as far as it may.
+
+        The worker may begin it in this very moment. So it must be allowed to run twice, and nobody may read what
+        both would write.
+        """
+        for attempt in reversed(list(worker.outstanding)[1:]):
+            running = self._running[attempt]
+            wanted = [one for one in running.requests if one.is_answered_by(attempt)]
+            if not wanted or not all(one.may_run_twice for one in wanted):
+                continue
+            self._out.append(Interrupt(worker.child, attempt, kill=False))
+            for request in reversed(wanted):
+                self._wait_again(request, running.model, now)
+
     def requeue(self, attempt: int, now: float, *, blamed: bool, cause: str) -> None:
         """Take an attempt back from a worker that died."""
         running = self._running.pop(attempt)
@@ -201,11 +228,15 @@ class Attempts:
                 self._give_up(request, running.model, cause)
                 continue
             self.retried += blamed
-            request.attempt = 0
-            request.life.become("queued")
-            self._schedule.add(running.model, request, now, in_front=True)
-        if running.model.queue and not running.model.current.is_ready:  # what it ran on is no more
-            self._library.need_answers(running.model)
+            self._wait_again(request, running.model, now)
+
+    def _wait_again(self, request: Request, model: Model, now: float) -> None:
+        """Put a request in front of its queue that was handed to a worker in vain."""
+        request.attempt = 0
+        request.life.become("queued")
+        self._schedule.add(model, request, now, in_front=True)
+        if not model.current.is_ready:  # what it ran on is no more
+            self._library.need_answers(model)
 
     def _give_up(self, request: Request, model: Model, cause: str) -> None:
         message = f"{model.name}: the worker died ({cause}) while it ran this request; "

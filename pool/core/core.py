@@ -131,7 +131,7 @@ class Core:
             events.ModelDeclared: self._model_declared,
             events.ModelArrived: self._model_arrived,
             events.PartReleased: lambda event, _: self.library.release_part(event.name),
-            events.ModelRemoved: self._model_removed,
+            events.ModelRemoved: lambda event, _: self.library.remove(event.caller, event.name),
             events.ZygoteReady: self._zygote_ready,
             events.ZygoteDied: self._zygote_died,
             events.ModulesAdopted: self._modules_adopted,
@@ -198,6 +198,7 @@ class Core:
             self.requests.next_deadline(),
             self.schedule.wake_at(),
             self.attempts.stalls.wake_at(),
+            self.dispatch.stragglers.wake_at(),
             self.fleet.wake_at(),
             self.library.warming.wake_at(),
             self.eviction.wake_at(),
@@ -247,9 +248,6 @@ class Core:
         self.requests.let_go(departure.requests)
         self.schedule.drop(model)
         return departure
-
-    def _model_removed(self, event: events.ModelRemoved, _now: float) -> None:
-        self.library.remove(event.caller, event.name)
 
     def _model_wanted(self, event: events.ModelWanted, now: float) -> None:
         if self.stopping:
@@ -376,6 +374,7 @@ class Core:
     def _time_passed(self, _event: events.TimePassed, now: float) -> None:
         self.intake.time_passed(now)
         self.schedule.time_passed(now)
+        self.dispatch.stragglers.time_passed(now)
         self.library.warming.time_passed(now)
         self.fleet.time_passed(now)
         self._tend(now)

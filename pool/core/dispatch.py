@@ -10,6 +10,7 @@ from .library import Library
 from .requests import Request
 from .schedule import Schedule
 from .sessions import Sessions
+from .stragglers import Stragglers
 from .weights import Model
 from .workers import Worker, Workers
 from .workspace import Workspace
@@ -27,12 +28,14 @@ class Dispatch:
 
     Attributes:
         sessions: which worker has which.
+        stragglers: workers that keep what they were handed ahead of time waiting.
     """
 
     def __init__(
         self, workers: Workers, library: Library, schedule: Schedule, attempts: Attempts, workspace: Workspace
     ) -> None:
         self.sessions = Sessions()
+        self.stragglers = Stragglers(workers, attempts)
         self._workers = workers
         self._library = library
         self._schedule = schedule
@@ -66,6 +69,8 @@ class Dispatch:
 
     def go_on(self, now: float) -> None:
         """Hand out what waits and can be handed out."""
+        if self._workers.may_block:
+            self.stragglers.watch(now)
         if self.sessions.are_waiting:
             self._dispatch_sessions(now)
         if self._schedule:

@@ -60,6 +60,15 @@ class Interrupt(NamedTuple):
     kill: bool
 
 
+class TellLate(NamedTuple):
+    """Tell a client at which call a worker is, if it has begun this attempt of many and not ended it."""
+
+    child: int
+    attempt: int
+    client: ClientKey
+    request: int
+
+
 class GrantRegions(NamedTuple):
     """Make the new ones of these regions and hand all over; refusal comes back as `FillingFailed`."""
 
@@ -148,7 +157,7 @@ class Finish(NamedTuple):
 
 
 Instruction: TypeAlias = (
-    ToClient | ToChild | ToCaller | ForkChild | SignalChild | Interrupt
+    ToClient | ToChild | ToCaller | ForkChild | SignalChild | Interrupt | TellLate
     | GrantRegions | MakeRegion | GrowRegion | EmptyRegion | FreeRegions | MoveRegions
     | Remember | RememberLoad | ToZygote | ReplaceZygote | Report | Finish
 )  # fmt: skip

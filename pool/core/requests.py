@@ -90,6 +90,12 @@ class Request:
         """Whether nobody waits for it any more."""
         return self.life.state == "answered"
 
+    @property
+    def may_run_twice(self) -> bool:
+        """Whether nobody could tell that two workers run it, each for itself."""
+        submit = self.submit
+        return submit.retries > 0 and not (self.is_stream or submit.session or self.mailboxes)
+
     def is_answered_by(self, attempt: int) -> bool:
         """Whether the result of this attempt is its answer, rather than stale."""
         return self.attempt == attempt and self.life.state == "running"

@@ -27,11 +27,12 @@ class Worker:
         backlog_s: their sum.
         holds: weight sets that it was given, or had from the zygote.
         thawing: those of them that it was told to thaw at once and has not, in that order.
+        is_late: whether what it runs takes far longer than it should: nothing is to wait behind that.
     """
 
     __slots__ = (
-        "backlog_s", "born_at", "child", "generation", "holds", "is_listed", "is_next", "is_outdated", "life",
-        "outstanding", "pid", "runs", "thawing",
+        "backlog_s", "born_at", "child", "generation", "holds", "is_late", "is_listed", "is_next", "is_outdated",
+        "life", "outstanding", "pid", "runs", "thawing",
     )  # fmt: skip
 
     def __init__(self, child: int, generation: int, now: float) -> None:
@@ -46,6 +47,7 @@ class Worker:
         self.thawing: dict[int, None] = {}
         self.is_outdated = False
         self.is_next = False
+        self.is_late = False
         self.is_listed = False  # whether `Workers` has it among those that may have room
         self.life = Lifecycle("worker", str(child), "starting")
 
@@ -55,7 +57,8 @@ class Worker:
     @property
     def has_room(self) -> bool:
         """Whether it is busy, but may be handed more."""
-        return 0 < len(self.outstanding) < MAX_AHEAD and self.backlog_s <= AHEAD_S and not self.is_next
+        may_hold = 0 < len(self.outstanding) < MAX_AHEAD and self.backlog_s <= AHEAD_S
+        return may_hold and not (self.is_next or self.is_late)
 
 
 class Workers:
@@ -67,11 +70,16 @@ class Workers:
     Args:
         wanted: how many processes there shall be.
         slots: how many of them may hold work at once.
+
+    Attributes:
+        may_block: whether a call that takes too long may keep others from being answered: those in the same
+            attempt, or behind it in the same worker.
     """
 
     def __init__(self, wanted: int, slots: int) -> None:
         self.wanted = wanted
         self.slots = slots
+        self.may_block = False
         self._by_child: dict[int, Worker] = {}
         self._idle: OrderedDict[int, Worker] = OrderedDict()  # the last is the most recent
         self._outdated: dict[int, Worker] = {}  # all that were not told to go yet
@@ -151,13 +159,15 @@ class Workers:
             self._roomy.popleft().is_listed = False
         return next((one for one in self._roomy if one.has_room and one.generation >= generation), None)
 
-    def hand(self, worker: Worker, attempt: int, expected_s: float) -> None:
-        """Note that a worker was handed an attempt."""
+    def hand(self, worker: Worker, attempt: int, expected_s: float, calls: int = 1) -> None:
+        """Note that a worker was handed an attempt of so many calls."""
         if worker.life.state == "idle":
             del self._idle[worker.child]
             self._replaceable.pop(worker.child, None)
             worker.life.become("busy")
             self.busy += 1
+        if worker.outstanding or calls > 1:
+            self.may_block = True
         worker.outstanding[attempt] = expected_s
         worker.backlog_s += expected_s
         self._list_if_roomy(worker)
@@ -168,6 +178,7 @@ class Workers:
         if expected_s is None:
             return False
         worker.runs += 1
+        worker.is_late = False
         if worker.outstanding:
             worker.backlog_s -= expected_s
             self._list_if_roomy(worker)

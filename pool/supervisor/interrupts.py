@@ -1,4 +1,4 @@
-"""Ends what workers run for nobody, and nothing else.
+"""Looks at what workers are at: ends what they run for nobody, and nothing else; tells whom a call keeps waiting.
 
 A worker may have begun an attempt, may hold it behind others, or may just have answered it. A message tells which
 it is, and a number in shared memory that there is such a message: a worker looks at that before it begins another.
@@ -26,10 +26,11 @@ _STOP_S: Final = 5.0
 
 
 class Interrupts:
-    """Carries out `instructions.Interrupt`.
+    """Carries out `instructions.Interrupt` and `instructions.TellLate`.
 
     Args:
         processes: whose attempts these are.
+        to_client: sends messages.
         call_at: calls at a time of the monotonic clock.
         note: takes sentences for the log.
     """
@@ -37,10 +38,12 @@ class Interrupts:
     def __init__(
         self,
         processes: Processes,
+        to_client: Callable[[instructions.ToClient], None],
         call_at: Callable[[float, Callable[[], None]], None],
         note: Callable[[str], None],
     ) -> None:
         self._processes = processes
+        self._to_client = to_client
         self._call_at = call_at
         self._note = note
 
@@ -57,6 +60,14 @@ class Interrupts:
             self._kill(child, order.attempt, time.monotonic() + _STOP_S)
         else:
             _signal(child, INTERRUPT_SIGNAL)
+
+    def tell_late(self, order: instructions.TellLate) -> None:
+        """Tell a client at which of its calls a worker is."""
+        child = self._processes.children.get(order.child)
+        call = child.marks.call if child is not None else 0
+        if child is not None and call and child.marks.begun == order.attempt:
+            message = messages.Late(order.request, call - 1)
+            self._to_client(instructions.ToClient(order.client, message, []))
 
     def _kill(self, child: Child, attempt: int, until: float) -> None:
         """Kill a worker that has begun an attempt, once it has stopped; if it has answered it, let it go on."""

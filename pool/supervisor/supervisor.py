@@ -79,13 +79,9 @@ class Supervisor:
         self._history = History(environment.history_path(), call_at, self._note)
         self._logs = Logs(self._tell_lines, lambda s, call: call_at(time.monotonic() + s, call))
         self._control = ControlServer(self._reactor, received=self._from_caller, ended=self._caller_ended)
-        self._clients = Clients(
-            settings.name,
-            sum(settings.on(device).workers for device in settings.devices),
-            received=self._from_client,
-            joined=self._client_joined,
-            left=self._client_left,
-        )
+        workers = sum(settings.on(device).workers for device in settings.devices)
+        joined, left = self._client_joined, self._client_left
+        self._clients = Clients(settings.name, workers, received=self._from_client, joined=joined, left=left)
         self._unix_server = UnixServer(self._clients, self._reactor)
         self._zmq_server = ZmqServer(self._clients, self._reactor)
         self._processes = Processes(
@@ -100,7 +96,7 @@ class Supervisor:
         )
         self._exporter = Exporter(settings, directory.path, self._reactor, self._note)
         self._mps = Mps(settings, directory.path, self._reactor, self._note)
-        self._interrupts = Interrupts(self._processes, call_at, self._note)
+        self._interrupts = Interrupts(self._processes, self._to_client, call_at, self._note)
         totals_bytes, known = [one.total_bytes() for one in memories.devices], self._history.known
         self._recorder = make_recorder(settings, totals_bytes, known, self._reactor, self._note)
         self.devices = Devices(make_cores(settings, totals_bytes, known))
@@ -182,6 +178,7 @@ class Supervisor:
             instructions.ForkChild: lambda one: self._processes.fork(one.child, one.role),
             instructions.SignalChild: lambda one: self._processes.signal(one.child, one.signal),
             instructions.Interrupt: self._interrupts.interrupt,
+            instructions.TellLate: self._interrupts.tell_late,
             instructions.GrantRegions: self._shelf.grant,
             instructions.MakeRegion: self._shelf.make,
             instructions.GrowRegion: self._shelf.grow,

@@ -114,6 +114,7 @@ class MortalMachine(Machine):
             instructions.ToCaller: lambda one: self.unanswered_callers.discard(one.caller),
             instructions.SignalChild: self._signal,
             instructions.Interrupt: self._interrupt,
+            instructions.TellLate: lambda _: None,
             instructions.GrantRegions: self._grant,
             instructions.MoveRegions: lambda one: self.at(self.now + _MOVE_S, self._moved, one),
             instructions.ReplaceZygote: lambda _: self._replace_zygote(),

@@ -121,7 +121,9 @@ class Books:
             elif isinstance(one, instructions.ToClient) and not isinstance(one.message, messages.Released):
                 self._answered(event, one, new)
             elif isinstance(one, instructions.Interrupt):
-                self._interrupted(one)
+                self._interrupted(event, one)
+            elif isinstance(one, instructions.TellLate):
+                self._late(event, one)
             elif isinstance(one, instructions.ToChild):
                 self._sent(one)
             elif isinstance(one, instructions.ForkChild):
@@ -215,13 +217,30 @@ class Books:
         asked.credit -= 1
         assert asked.credit >= 0, f"{key} got more than it was ready for"
 
-    def _interrupted(self, one: instructions.Interrupt) -> None:
-        given = self.held.get(one.child, {}).get(one.attempt)
+    def _interrupted(self, event: events.Event, one: instructions.Interrupt) -> None:
+        held = self.held.get(one.child, {})
+        given = held.get(one.attempt)
         assert given is not None, f"{one} is for what the worker does not have"
         assert not given.is_interrupted, f"{one} comes twice"
         given.is_interrupted = True
         waiting = [key for key in given.keys if key in self.asked and self.asked[key].attempt == one.attempt]
-        assert not waiting, f"{one}, but {waiting} wait for it"
+        if waiting:  # behind a run that takes too long: they run elsewhere, before those that came after them
+            assert isinstance(event, events.TimePassed), f"{one}, but {waiting} wait for it"
+            assert one.attempt != next(iter(held)), f"{one}, which {waiting} wait for, may have begun"
+        for key in reversed(waiting):
+            asked = self.asked[key]
+            submit = asked.submit
+            assert submit.retries > 0, f"{key} may run once"
+            is_bound = submit.session or submit.credit or submit.places or submit.reply
+            assert not is_bound, f"{key} is to stay where it is"
+            asked.attempt = 0
+            self.queues[submit.model].appendleft(key)
+
+    def _late(self, event: events.Event, one: instructions.TellLate) -> None:
+        assert isinstance(event, events.TimePassed), f"{one} out of nowhere"
+        asked = self.asked[one.client, one.request]
+        assert asked.attempt == one.attempt == next(iter(self.held[one.child])), f"{one} is not what runs there"
+        assert asked.submit.calls, f"{one} is one call"
 
     def _close(self, key: Key) -> None:
         asked = self.asked.pop(key)

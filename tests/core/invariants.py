@@ -106,6 +106,9 @@ def check_workers(core: Core, books: Books) -> None:
         expected = list(worker.outstanding.values())
         assert sum(expected[:-1]) <= AHEAD_S + 1e-9 or len(expected) == 1
         assert worker.holds <= sets.keys(), f"{worker} holds what was freed"
+        for attempt in list(worker.outstanding)[1:] if worker.is_late else ():
+            waits = [one for one in core.attempts._running[attempt].requests if one.is_answered_by(attempt)]
+            assert not waits or not all(one.may_run_twice for one in waits), f"{waits} wait behind a late run"
         assert worker.thawing.keys() <= worker.holds
     outdated = {one.child: one for one in workers if one.is_outdated and one.life.state != "leaving"}
     assert workers._outdated == outdated

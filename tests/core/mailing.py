@@ -56,8 +56,8 @@ class Lent:
             assert key in self.keys, f"{key} is released, and has lent nothing"
             assert key not in self._books.asked, f"{key} is released before it failed"
         if isinstance(one.message, messages.Released | messages.Reply):
-            self.keys.pop(key, None)
-            assert not self._is_held(key), f"{key} is the client's again, and a worker has an attempt of it"
+            has_lent = self.keys.pop(key, None) is not None
+            assert not (has_lent and self._is_held(key)), f"{key} is the client's again, and a worker has it yet"
 
     def _is_held(self, key: Key) -> bool:
         return any(key in given.keys for held in self._books.held.values() for given in held.values())

@@ -29,6 +29,7 @@ _SHARED = (
 )  # fmt: skip
 _OF_A_CHILD = (
     instructions.ToChild, instructions.ForkChild, instructions.SignalChild, instructions.Interrupt,
+    instructions.TellLate,
 )  # fmt: skip
 _OF_A_DEVICE = (instructions.ToZygote, instructions.ReplaceZygote)
 

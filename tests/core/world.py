@@ -99,6 +99,7 @@ class World:
             instructions.ForkChild: self._fork,
             instructions.SignalChild: self._signal,
             instructions.Interrupt: self._interrupt,
+            instructions.TellLate: lambda _: None,
             instructions.GrantRegions: self._grant,
             instructions.FreeRegions: lambda one: self._free(one.regions),
             instructions.MakeRegion: self._make,

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from leftovers import wait_until
-from onecopy.pool.core.instructions import Interrupt
+from onecopy.pool.core.instructions import Interrupt, TellLate, ToClient
 from onecopy.pool.supervisor import interrupts
 from onecopy.protocol import messages
 from onecopy.protocol.marks import INTERRUPT_SIGNAL, LINE_BYTES, Marks
@@ -66,8 +66,9 @@ def later():
 @pytest.fixture
 def orders(processes, later):
     notes: list[str] = []
-    orders = interrupts.Interrupts(processes, lambda _, call: later.append(call), notes.append)
-    orders.notes = notes
+    told: list[ToClient] = []
+    orders = interrupts.Interrupts(processes, told.append, lambda _, call: later.append(call), notes.append)
+    orders.notes, orders.told = notes, told
     return orders
 
 
@@ -144,3 +145,14 @@ def test_each_child_has_a_line_of_its_own():
     assert (second.begun, second.interrupts) == (1 << 62, 3)
     second.clear()
     assert (second.begun, second.interrupts) == (0, 0)
+
+
+def test_a_client_is_told_which_of_its_calls_runs_if_it_is_known(orders, processes):
+    processes.child.marks.call = 3
+    orders.tell_late(TellLate(1, BEGUN, "ann", 7))
+    assert orders.told == [ToClient("ann", messages.Late(7, 2), [])]
+    orders.tell_late(TellLate(1, OTHER, "ann", 8))  # it has ended meanwhile
+    orders.tell_late(TellLate(2, BEGUN, "ann", 7))  # its worker has died
+    processes.child.marks.call = 0  # they are made as one
+    orders.tell_late(TellLate(1, BEGUN, "ann", 7))
+    assert len(orders.told) == 1
