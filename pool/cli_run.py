@@ -65,7 +65,7 @@ def run(
     with connect(endpoint) as pool:
         handle = pool.model(model, method=method or None, priority=priority, timeout_s=timeout, retries=retries)
         if not stream:
-            print_line(lines.to_json(handle._submit(tuple(args), kwargs).result()))
+            print_line(lines.to_json(handle(*args, **kwargs)))
             return
         for item in handle._stream(tuple(args), kwargs):
             print_line(lines.to_json(item))

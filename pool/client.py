@@ -267,8 +267,7 @@ class Pool(Residence):
         Raises:
             ModelNotFound: no model has this name.
         """
-        with self._control() as control:
-            control.ask(UnloadModel(name))
+        self._order(UnloadModel(name))
         self._held_bytes.pop(name, None)
 
     def plan(self, models: Any) -> Plan:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -21,6 +21,7 @@ from ..protocol.messages import (
     Goodbye,
     Hello,
     Item,
+    Late,
     Message,
     Query,
     Rejected,
@@ -30,17 +31,13 @@ from ..protocol.messages import (
     Welcome,
 )
 from ..protocol.values import Buffer, decode
-from .checks import ConfigError
-from .control import ControlSocket, connect
-from .environment import cores, default_keys
+from .environment import cores
 from .forks import tell_of_forks
 from .futures import Expected, PoolFuture
-from .keys import read_secret
-from .link import Link
-from .link_unix import UnixLink
-from .link_zmq import ZmqLink
+from .gathering import Gatherings
 from .options import RequestOptions
 from .parcels import MethodKey, Parcels
+from .reaching import reach
 from .receiving import Receiver, Waitable
 
 _HELLO_S: Final = 10.0
@@ -60,6 +57,7 @@ class Connection:
 
     Attributes:
         is_forked: whether this process is a fork of the one that made it, which alone can use it.
+        gatherings: of calls that may travel together.
 
     Raises:
         SupervisorLost: nobody serves there.
@@ -69,10 +67,10 @@ class Connection:
 
     def __init__(self, endpoint: str, keys: str | None = None) -> None:
         self.endpoint = endpoint
-        self.directory = ""
         self._expected: dict[int, Expected] = {}
         self._numbers = itertools.count(1)
         self._end: PoolError | None = None  # why this connection is of no use any more
+        self._reader = 0  # the thread that handles what has arrived
         self.is_forked = False
         self._is_exiting = False
         self._has_cores = cores() > 1  # else whoever is waited for could not run meanwhile
@@ -84,30 +82,13 @@ class Connection:
             Item: self._handle_item,
             Failed: self._handle_failed,
             Released: self._handle_released,
+            Late: self._handle_late,
             Rejected: lambda message, _: self._fail_all(from_record(message.error)),
         }
-        self._control: ControlSocket | None = None
-        self._parcels: Parcels | None = None
-        token = b""
-        if endpoint.startswith("ipc://"):
-            if keys:
-                raise ConfigError(f"keys are for tcp; {endpoint} knows its clients by their user")
-            self.directory = endpoint.removeprefix("ipc://")
-            self._control = ControlSocket(self.directory)
-            token = self._control.admit()
-            self._parcels = Parcels(self._control)
-            try:
-                self._link: Link = UnixLink(connect(self.directory), self._may_spin)
-            except BaseException:
-                self._control.close()
-                raise
-        elif endpoint.startswith("tcp://"):
-            file = keys or default_keys()
-            own_keys = read_secret(file, of_client=True) if file else None
-            _check_reachable(endpoint)
-            self._link = ZmqLink(endpoint, lambda: self._receiver.is_active, own_keys)
-        else:
-            raise InvalidRequest(f"endpoint {endpoint!r}: it must start with ipc:// or tcp://")
+        self.gatherings = Gatherings(self)
+        way = reach(endpoint, keys, self._may_spin, lambda: self._receiver.is_active)
+        self.directory, self._link, self._control, token = way
+        self._parcels = Parcels(way.control) if way.control is not None else None
         try:
             self.welcome = self._say_hello(token)
         except BaseException:
@@ -137,6 +118,19 @@ class Connection:
             SupervisorLost: the pool is gone.
         """
         self.check_usable()
+        self.post(expected, options, body, buffers, count=count, credit=credit)
+
+    def post(
+        self,
+        expected: Expected,
+        options: RequestOptions,
+        body: bytes,
+        buffers: Sequence[Buffer] = (),
+        *,
+        count: int = 0,
+        credit: int = 0,
+    ) -> None:
+        """Send what was accepted before, also when the interpreter exits; arguments and errors as in `submit`."""
         number = expected.number = next(self._numbers)
         parcels = self._parcels
         places: list[Any] = []
@@ -173,6 +167,7 @@ class Connection:
 
     def flush(self) -> None:
         """Return when the supervisor has everything that was submitted so far, or is lost."""
+        self.gatherings.flush()
         if self._end is not None:
             return
         with contextlib.suppress(PoolError):
@@ -181,12 +176,14 @@ class Connection:
                 future.result(_FLUSH_S)
             future.cancel()
 
-    def forget(self, number: int, *, kill: bool = False) -> None:
-        """Give up an answer; with ``kill`` even at the price of the worker that is at it."""
-        if self._give_up(number, kill=kill):
-            self._await_release(number)
-            if self._link.has_unsent:
-                self.keep_receiving()  # nobody may be waiting for anything else
+    def forget(self, number: int, *, kill: bool = False) -> bool:
+        """Give up an answer; with ``kill`` even at the price of the worker that is at it. False: it is not due."""
+        if not self._give_up(number, kill=kill):
+            return False
+        self._await_release(number)
+        if self._link.has_unsent:
+            self.keep_receiving()  # nobody may be waiting for anything else
+        return True
 
     def abandon(self, number: int) -> None:
         """Give up an answer that nobody can ask for any more. This may be called while garbage is collected."""
@@ -199,13 +196,15 @@ class Connection:
 
     def before_exit(self) -> None:
         """Take no more requests, and give up every stream, because the interpreter exits."""
+        self.gatherings.flush()
         self._is_exiting = True
         for expected in list(self._expected.values()):
             expected.before_shutdown(is_exit=True)
 
     def wait_for_all(self) -> None:
         """Return when every answer is there, or the supervisor is lost."""
-        while self._expected and self._end is None:
+        while (self._expected or self.gatherings) and self._end is None:
+            self.gatherings.flush()
             for expected in list(self._expected.values()):
                 self.wait(expected)
 
@@ -258,7 +257,11 @@ class Connection:
                 raise self._end
             if self._link.send(message, buffers):
                 return
-            self._receiver.read_once()  # the supervisor takes no more as long as we take no answers
+            # The supervisor takes no more as long as we take no answers.
+            if self._reader == threading.get_ident():  # a callback sends, or what has waited goes out
+                self._link.read()
+            else:
+                self._receiver.read_once()
             time.sleep(_SEND_RETRY_S)
 
     # --- receiving ------------------------------------------------------------------------------------------
@@ -279,7 +282,7 @@ class Connection:
         return self._has_cores and len(self._expected) == 1
 
     def _sleep(self, timeout_ms: float | None) -> None:
-        loss = self._link.sleep(timeout_ms)
+        loss = self._link.sleep(self.gatherings.sleep_ms(timeout_ms))
         if loss:
             self._read()  # what it had still sent
             who = "the supervisor at" if loss == "gone" else "the connection to"
@@ -287,15 +290,20 @@ class Connection:
 
     def _read(self) -> bool:
         """Take what has arrived; return whether there may be more."""
-        has_more = self._link.read()
+        self._reader = threading.get_ident()
         try:
+            has_more = self._link.read()
             while (arrived := self._link.take()) is not None:
                 message, buffers = arrived
                 handler = self._handlers.get(type(message))
                 if handler is not None:
                     handler(message, buffers)
+            self.gatherings.look_after()
         except PoolError as error:  # what came is no message: nothing that follows could be trusted
             self._fail_all(error)
+            return False
+        finally:
+            self._reader = 0
         return has_more
 
     def _handle_reply(self, reply: Reply, buffers: Sequence[Buffer]) -> None:
@@ -328,9 +336,14 @@ class Connection:
         if self._parcels is not None:
             self._parcels.ended(released.request)
 
+    def _handle_late(self, late: Late, _buffers: list[bytes]) -> None:
+        expected = self._expected.get(late.request)
+        if expected is not None:
+            expected.late(late.call)
+
     def _is_due(self) -> bool:
         """Whether something is still to come: answers, or memory."""
-        return bool(self._expected or self._parcels or self._link.has_unsent)
+        return bool(self._expected or self.gatherings or self._parcels or self._link.has_unsent)
 
     def _await_release(self, number: int) -> None:
         """Go on receiving until a request that was given up or has failed is in no worker's hands any more."""
@@ -343,6 +356,7 @@ class Connection:
         while self._expected:
             with contextlib.suppress(KeyError):
                 self._expected.popitem()[1].failed(error)
+        self.gatherings.flush()  # which fails as well
         self._receiver.wake_up()
 
     # --- beginning and end ----------------------------------------------------------------------------------
@@ -380,14 +394,3 @@ class Connection:
             self._link.close(Goodbye())
             if self._control is not None:
                 self._control.close()
-
-
-def _check_reachable(endpoint: str) -> None:
-    """Raise `SupervisorLost` at once if nobody listens; ZeroMQ itself would go on trying in silence."""
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _HELLO_S).close()
-    except ValueError:
-        raise InvalidRequest(f"endpoint {endpoint!r} is not of the form tcp://HOST:PORT") from None
-    except OSError as error:
-        raise SupervisorLost(f"nobody serves at {endpoint} ({error.strerror or error})") from None

@@ -10,10 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..protocol.limits import MAX_REQUESTS_PER_CLIENT
-from ..protocol.values import encode
 from .checks import ConfigError
 from .connection import Connection
-from .futures import PoolFuture
 from .options import RequestOptions
 
 #: With so many answers due a task waits before it is submitted: an executor has no queue that could be full.
@@ -53,15 +51,15 @@ class PoolExecutor(Executor):
             RuntimeError: the executor was shut down.
         """
         options = replace(self._options, method=_method_of(fn) or self._options.method)
-        body, buffers = encode([list(args), kwargs], name="[args, kwargs]")
+        gathering = self._connection.gatherings.of(options)
         self._connection.wait_until_below(_MOST_UNANSWERED)
-        future = PoolFuture(self._connection, (options.model, options.method))
+        future = gathering.future()
         with self._lock:
             if self._is_shut_down:
                 raise RuntimeError("cannot submit to an executor that was shut down")
             self._unfinished.add(future)
         try:
-            self._connection.submit(future, options, body, buffers)
+            gathering.send(future, args, kwargs)
         except BaseException:
             self._unfinished.discard(future)
             raise

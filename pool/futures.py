@@ -19,6 +19,7 @@ from .parcels import MethodKey
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .gathering import Bundle, Gathering
 
 _DONE: Final = frozenset({CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED})
 
@@ -59,6 +60,10 @@ class Expected(Protocol):
         """Take an item of a stream."""
         ...
 
+    def late(self, call: int, /) -> None:
+        """Take notice that one of its calls takes far longer than it should, and all behind it wait for that."""
+        ...
+
     def before_shutdown(self, *, is_exit: bool = False) -> None:
         """See to it that whoever ends the pool, or the interpreter, does not wait for this in vain."""
         ...
@@ -67,16 +72,24 @@ class Expected(Protocol):
 class PoolFuture(Future[Any]):
     """The future answer to one request.
 
+    Args:
+        connection: on which it is asked for.
+        key: see below.
+        gathering: what sends it, possibly with others.
+
     Attributes:
-        number: that of the request.
+        number: that of the request; 0 if it travels with others, or was not sent yet.
         key: the model, or what else was asked for, and the method.
+        bundle: what it travels with.
     """
 
-    def __init__(self, connection: Connection, key: MethodKey) -> None:
+    def __init__(self, connection: Connection, key: MethodKey, gathering: Gathering | None = None) -> None:
         super().__init__()
         self._connection = connection
+        self._gathering = gathering
         self.number = 0
         self.key = key
+        self.bundle: Bundle | None = None
 
     def __repr__(self) -> str:
         return f"<PoolFuture {self.number} of {self.key[0]}: {self._state.lower()}>"
@@ -119,7 +132,10 @@ class PoolFuture(Future[Any]):
         with self._condition:
             if self._state == CANCELLED:  # and those who wait for several futures do not know it yet
                 self.set_running_or_notify_cancel()
-        self._connection.forget(self.number, kill=kill)
+        if self._gathering is not None:
+            self._gathering.give_up(self, kill=kill)
+        else:
+            self._connection.forget(self.number, kill=kill)
         return True
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
@@ -128,18 +144,31 @@ class PoolFuture(Future[Any]):
         if not self.done():
             self._connection.keep_receiving(urgent=True)
 
-    def answered(self, _reply: Reply, value: Any, _buffers: Sequence[Buffer]) -> None:
-        """Take the result, unless its owner cancelled it in this moment."""
-        with contextlib.suppress(InvalidStateError):
-            self.set_result(value)
+    def answered(self, reply: Reply, value: Any, _buffers: Sequence[Buffer]) -> None:
+        """Take the result."""
+        if self._gathering is not None:
+            self._gathering.ended(self, reply)
+        self.settle(value)
 
     def failed(self, error: BaseException) -> None:
         """Take the reason why there is no result."""
+        if self._gathering is not None:
+            self._gathering.ended(self, None)
+        self.settle(error)
+
+    def settle(self, outcome: Any) -> None:
+        """Take a result or an error, unless the owner has given up in this moment."""
         with contextlib.suppress(InvalidStateError):
-            self.set_exception(error)
+            if isinstance(outcome, BaseException):
+                self.set_exception(outcome)
+            else:
+                self.set_result(outcome)
 
     def yielded(self, _body: bytes, _buffers: Sequence[Buffer]) -> None:
         """Drop an item; a request for a result gets none."""
+
+    def late(self, call: int) -> None:
+        """Nothing of it waits for one call."""
 
     def before_shutdown(self, *, is_exit: bool = False) -> None:
         """Let its answer come: nobody needs to do anything for it."""

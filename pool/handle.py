@@ -27,6 +27,7 @@ class ModelHandle:
     def __init__(self, connection: Connection, options: RequestOptions) -> None:
         self._connection = connection
         self._options = options
+        self._gathering = connection.gatherings.of(options)
 
     def __repr__(self) -> str:
         method = f".{self._options.method}" if self._options.method else ""
@@ -34,22 +35,25 @@ class ModelHandle:
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the model and return what it returned; raises `PoolError` as `submit`'s future does."""
-        return self._submit(args, kwargs).result()
+        return self._gathering.submit(args, kwargs).result()
 
     def submit(self, /, *args: Any, **kwargs: Any) -> PoolFuture:
         """Have the model run; return the future result.
+
+        While all workers are busy with calls of a quick model, further calls with one small argument travel
+        together, as those of `map` do.
 
         Raises:
             InvalidRequest: an argument cannot travel; the message names its path.
             SupervisorLost: the pool is gone.
         """
-        future = self._submit(args, kwargs)
+        future = self._gathering.submit(args, kwargs)
         self._connection.keep_receiving()
         return future
 
     async def arun(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the model from asyncio; cancelling the task cancels the request."""
-        return await asyncio.wrap_future(self._submit(args, kwargs))
+        return await asyncio.wrap_future(self._gathering.submit(args, kwargs))
 
     # --- streams --------------------------------------------------------------------------------------------
 
@@ -122,11 +126,6 @@ class ModelHandle:
     def executor(self) -> PoolExecutor:
         """Return a `concurrent.futures.Executor` whose tasks are runs of this model, see `PoolExecutor`."""
         return PoolExecutor(self._connection, self._options)
-
-    def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PoolFuture:
-        future = PoolFuture(self._connection, (self._options.model, self._options.method))
-        self._connection.submit(future, self._options, *_encode(args, kwargs))
-        return future
 
     def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any], buffersize: int = ITEMS_AHEAD) -> Stream:
         inbox = open_inbox(self._connection, self._options, *_encode(args, kwargs), buffersize)

@@ -19,7 +19,7 @@ class RequestOptions:
         priority: from -100 to 100. Of what waits for a model the higher goes first, whosever it is; a lower one
             waits at most a second per level for its next turn, so that nothing waits for ever.
         timeout_s: seconds after which a request fails with `DeadlineExceeded`; None: never.
-        retries: how many deaths of a worker a request survives.
+        retries: how many deaths of a worker a request survives; with 0 it runs once at most.
         session: requests of one session go to the worker that ran the one before, as long as that lives: up to 128
             printable characters, such as the name of a conversation whose state a model keeps.
 

@@ -24,12 +24,20 @@ _MOST_CALLS: Final = 256
 #: A pack with more bytes than this is full.
 PACK_BYTES: Final = 64 << 10
 #: Packs that are under way for each worker, so that each has one to run and one that waits.
-_PACKS_PER_WORKER: Final = 2
+PACKS_PER_WORKER: Final = 2
 #: Calls that are under way for each worker, and at least, unless it is said otherwise.
 _CALLS_PER_WORKER: Final = 16
 _LEAST_CALLS: Final = 64
 #: How far ahead is looked at most where that costs nothing.
 _MOST_AHEAD: Final = 16_384
+#: A run that takes longer may be the next one, too: what travels together had to wait for it.
+_SLOW_S: Final = 0.05
+#: So many calls must have been quick before any that are submitted one by one travel together; four times as many
+#: whenever that was a mistake, so that it is rarely one where few runs among many are slow.
+_LEAST_QUICK: Final = 64
+_MOST_QUICK: Final = 4096
+#: Of such calls no more travel together.
+_MOST_GATHERED: Final = 64
 #: A pack that is not full waits so long, or at most twice as long, for calls that do not come.
 KEPT_S: Final = 0.01
 #: Of a pack these may be due to one of its calls, or to all of them together.
@@ -112,6 +120,9 @@ class Pack:
     def yielded(self, _body: bytes, _buffers: Sequence[Buffer]) -> None:
         """Drop an item; calls have results."""
 
+    def late(self, call: int) -> None:
+        """Wait for it: results come together."""
+
     def before_shutdown(self, *, is_exit: bool = False) -> None:
         """Nobody needs to read on for this to be answered."""
 
@@ -138,7 +149,7 @@ class PackSize:
     def __init__(self, workers: int, buffersize: int | None, *, may_pack: bool, may_look_ahead: bool) -> None:
         self.calls = 1
         self.window = buffersize or max(_LEAST_CALLS, _CALLS_PER_WORKER * workers)
-        self._packs = _PACKS_PER_WORKER * workers
+        self._packs = PACKS_PER_WORKER * workers
         self._ahead = max(self.window, _MOST_AHEAD) if may_look_ahead and buffersize is None else self.window
         # No worker shall be without work while others have several packs.
         self._most = max(1, min(_MOST_CALLS, self._ahead // self._packs)) if may_pack else 1
@@ -165,3 +176,37 @@ class PackSize:
             if calls * self._pace_s < KEPT_S / 2:  # it will be full before anybody misses it
                 self.calls = calls
                 self.window = max(self.window, min(2 * self._packs * calls, self._ahead))
+
+
+class Pace:
+    """How many calls travel together of those that are submitted one by one: as many as run within a millisecond.
+
+    Attributes:
+        calls: so many, at most.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 1
+        self._mean_s = _RUN_S  # of a call; moving
+        self._quick = 0
+        self._wanted = _LEAST_QUICK
+
+    def __repr__(self) -> str:
+        return f"<Pace {self.calls}: {self._mean_s * 1e3:.3f} ms, {self._quick} of {self._wanted}>"
+
+    def learn(self, seconds: float, calls: int) -> None:
+        """Take for an example how long so many calls ran that travelled together, or one."""
+        if seconds > _SLOW_S:
+            self.disappointed()
+            return
+        self._mean_s += (seconds / calls - self._mean_s) / 16
+        self._quick += calls
+        if self._quick >= self._wanted:
+            self.calls = max(1, min(_MOST_GATHERED, int(_RUN_S / max(self._mean_s, 1e-9))))
+
+    def disappointed(self) -> None:
+        """Let every call travel alone for a while."""
+        if self.calls > 1:
+            self._wanted = min(4 * self._wanted, _MOST_QUICK)
+        self.calls = 1
+        self._quick = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from ..protocol.messages import EvictModel, MoveModel, PinModel
+from ..protocol.messages import EvictModel, Message, MoveModel, PinModel
 from .checks import check_name
 from .control import ControlSocket
 from .devices import check_device
@@ -22,8 +22,7 @@ class Residence(ABC):
             ModelNotFound: no model has this name.
             InvalidRequest: the pool is reached over tcp.
         """
-        with self._control() as control:
-            control.ask(PinModel(check_name("model", name), is_pinned=True))
+        self._order(PinModel(check_name("model", name), is_pinned=True))
 
     def unpin(self, name: str) -> None:
         """Let a model's weights be evicted again when they lie idle and their memory is needed.
@@ -32,8 +31,7 @@ class Residence(ABC):
             ModelNotFound: no model has this name.
             InvalidRequest: the pool is reached over tcp.
         """
-        with self._control() as control:
-            control.ask(PinModel(check_name("model", name), is_pinned=False))
+        self._order(PinModel(check_name("model", name), is_pinned=False))
 
     def evict(self, name: str) -> None:
         """Move a model's weights from memory to the disk; returns when that is done.
@@ -45,8 +43,7 @@ class Residence(ABC):
             InvalidRequest: it is pinned, in use by attached processes or sessions, or not loaded.
             OutOfBudget: there is no room on the disk.
         """
-        with self._control() as control:
-            control.ask(EvictModel(check_name("model", name)))
+        self._order(EvictModel(check_name("model", name)))
 
     def move(self, name: str, device: str) -> None:
         """Have a model run on another device; returns when the memory that it had on the first one is free.
@@ -68,8 +65,12 @@ class Residence(ABC):
             OutOfBudget: there is no room.
             LoadFailed: it cannot be loaded there.
         """
+        self._order(MoveModel(check_name("model", name), check_device(device)))
+
+    def _order(self, message: Message) -> None:
+        """Have the supervisor do what only its own user may ask for; return when it is done."""
         with self._control() as control:
-            control.ask(MoveModel(check_name("model", name), check_device(device)))
+            control.ask(message)
 
     @abstractmethod
     def _control(self) -> ControlSocket:

@@ -101,6 +101,9 @@ class Inbox:
         self._has_ended = True
         self.notify()
 
+    def late(self, call: int) -> None:
+        """Nothing of it waits for one call."""
+
     def before_shutdown(self, *, is_exit: bool = False) -> None:
         """End now if the thread that reads is the one that waits for the end, or a daemon that would read on."""
         if is_exit or self._reader == threading.get_ident():

@@ -30,7 +30,7 @@ def about(results: dict[str, Any]) -> str:
     return (
         "Beside peers, by `scripts/bench-peers`: each in an environment of its own, the same models and "
         f"requests, two workers with a thread each where speed is measured ({one['cpu']}, {one['cores']} cores; "
-        f"onecopy: {package(one)}). "
+        f"onecopy: {package(one)}, with `warm=True`). "
         "What is small is 64 numbers through an MLP; 602 kB are an image through one light convolution. Peers and "
         "cells that were not measured yet are not shown"
         + (f"; `peers.txt` tells which requests of {', '.join(failing)} failed." if failing else ".")

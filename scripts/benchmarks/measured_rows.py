@@ -117,6 +117,11 @@ def _small(one: dict[str, Any]) -> Iterator[Row]:
             f"bare relay {_rate(rates['relay'])}"
         ),
     )
+    yield (
+        "the same, each in a message of its own (`retries=0`)",
+        _rate(rates["onecopy, alone"]),
+        f"{_x(ratios['throughput alone / executor'])} `ProcessPoolExecutor`",
+    )
     yield "`map` over 1 kB arrays", _rate(rates["onecopy map"]), ""
     chunks = max(rate for name, rate in numbers.items() if "chunks" in name)
     yield (

@@ -47,6 +47,7 @@ def measure() -> dict[str, Any]:
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor,
     ):
         handle = pool.model("echo")
+        alone = pool.model("echo", retries=0)  # nothing that may run but once travels with others
         latency = in_turns(
             {
                 "relay": bare.one,
@@ -59,6 +60,7 @@ def measure() -> dict[str, Any]:
             {
                 "relay": (bare.pipelined, REQUESTS),
                 "onecopy": (lambda count: results(handle.submit(x) for _ in range(count)), REQUESTS),
+                "onecopy, alone": (lambda count: results(alone.submit(x) for _ in range(count)), REQUESTS),
                 "onecopy map": (lambda count: list(handle.map([x] * count)), REQUESTS),
                 "executor": (lambda count: results(executor.submit(echo, x) for _ in range(count)), REQUESTS),
             }
@@ -81,6 +83,7 @@ def measure() -> dict[str, Any]:
             "p50 / executor": latency["onecopy"]["p50_us"] / latency["executor"]["p50_us"],
             "throughput / executor": rates["onecopy"] / rates["executor"],
             "throughput / relay": rates["onecopy"] / rates["relay"],
+            "throughput alone / executor": rates["onecopy, alone"] / rates["executor"],
             "numbers / executor map with the best chunk size": numbers["onecopy map"] / best,
             "numbers / executor map, one by one": numbers["onecopy map"] / numbers["executor map, one by one"],
             "numbers / relay, one by one": numbers["onecopy map"] / numbers["relay, one by one"],

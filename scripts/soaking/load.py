@@ -142,11 +142,12 @@ class Load:
     # --- many -----------------------------------------------------------------------------------------------
 
     def burst(self) -> None:
-        """Many at once."""
-        model = self._random.choice(SMALL)
-        handle = self._pool.model(model, retries=PATIENT)
+        """Many at once; half of them with one argument, so that they may travel together."""
+        model, is_one = self._random.choice(SMALL), self._random.random() < 0.5
+        handle = self._pool.model(model, method="one" if is_one else None, retries=PATIENT)
         whats = [self._small() for _ in range(self._random.choice((4, 16, 64)))]
-        self._wait_for([self._submit(handle, model, what, what[1:], retries=PATIENT) for what in whats])
+        each = [(what, (list(what[1:]),) if is_one else what[1:]) for what in whats]
+        self._wait_for([self._submit(handle, model, what, args, retries=PATIENT) for what, args in each])
 
     def crowd(self) -> None:
         """More at once than may wait."""
@@ -182,17 +183,17 @@ class Load:
     def gathered(self) -> None:
         """Many at once, from asyncio."""
         model = self._random.choice(SMALL)
-        handle = self._pool.model(model, retries=PATIENT)
+        handle = self._pool.model(model, method="one", retries=PATIENT)
 
         async def one(what: tuple[Any, ...]) -> None:
             number = self._journal.asked(self._asked(model, what, retries=PATIENT))
             try:
-                self._journal.answered(number, await handle.arun(*what[1:]))
+                self._journal.answered(number, await handle.arun(list(what[1:])))
             except Exception as error:  # noqa: BLE001 - the books judge it
                 self._failed(number, error)
 
         async def all_of_them() -> None:
-            await asyncio.gather(*(one(self._small()) for _ in range(8)))
+            await asyncio.gather(*(one(self._small()) for _ in range(32)))
 
         asyncio.run(all_of_them())
 
