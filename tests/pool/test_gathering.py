@@ -511,3 +511,36 @@ def test_callbacks_may_submit_and_are_answered(module_pool):
         handle.submit(40).add_done_callback(again)
     for _ in range(50):
         assert left.acquire(timeout=60)
+
+
+class Crowded:
+    """A link that has no room until somebody reads."""
+
+    def __init__(self, link):
+        self._link = link
+        self.is_full = False
+
+    def __getattr__(self, name):
+        return getattr(self._link, name)
+
+    def send(self, message, buffers=()):
+        return not self.is_full and self._link.send(message, buffers)
+
+    def read(self):
+        self.is_full = False
+        return self._link.read()
+
+
+def test_a_callback_that_finds_no_room_for_its_call_makes_some():
+    """It runs in the thread that reads, and nobody else does."""
+    with Pool({"model": request_models.Quick()}, workers=1) as pool:
+        handle = pool.model("model")
+        crowded = pool._connection._link = Crowded(pool._connection._link)
+        is_answered = threading.Event()
+
+        def again(_):
+            crowded.is_full = True
+            handle.submit(1).add_done_callback(lambda _: is_answered.set())
+
+        handle.submit(0).add_done_callback(again)
+        assert is_answered.wait(60)
