@@ -34,7 +34,7 @@ from ..protocol.values import Buffer, decode
 from .environment import cores
 from .forks import tell_of_forks
 from .futures import Expected, PoolFuture
-from .gathering import Gatherings
+from .gatherings import Gatherings
 from .options import RequestOptions
 from .parcels import MethodKey, Parcels
 from .reaching import reach
@@ -216,7 +216,7 @@ class Connection:
 
     @property
     def unanswered(self) -> int:
-        """How many answers are due."""
+        """How many answers are due; those to calls that travel together come as one."""
         return len(self._expected)
 
     @property

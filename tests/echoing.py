@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 
-from onecopy.pool.gathering import Gatherings
+from onecopy.pool.gatherings import Gatherings
 from onecopy.pool.handle import ModelHandle
 from onecopy.pool.options import RequestOptions
 from onecopy.protocol.messages import Reply, Welcome

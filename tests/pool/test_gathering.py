@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import wait
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from leftovers import wait_until
 from module_pool import shared_pool
-from onecopy.pool import InvalidRequest, ModelError, ModelNotFound, Pool, SupervisorLost, WorkerDied
+from onecopy.pool import (
+    InvalidRequest,
+    ModelError,
+    ModelNotFound,
+    Pool,
+    SupervisorLost,
+    WorkerDied,
+    gathering,
+    gatherings,
+)
 from onecopy.pool.gathering import Bundle
 from onecopy.pool.packs import Pace
 
@@ -130,7 +141,8 @@ def test_a_model_that_is_slow_once_is_trusted_later_each_time():
 
 def test_none_waits_for_long_whatever_becomes_of_the_others(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("onecopy.pool.gathering.time.monotonic", lambda: now)
+    for module in (gathering, gatherings):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     connection = Echoing()
     submit(learned(connection), range(10))
     connection.gatherings.look_after()
@@ -260,10 +272,21 @@ class Calls(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
+        self.now = 100.0
+        self.patches = [patch.object(module, "time", self) for module in (gathering, gatherings)]
+        for one in self.patches:
+            one.start()
         self.connection = Echoing(seconds=1e-6)
         self.handle = learned(self.connection)
         self.futures = []
         self.failed = set()
+
+    def monotonic(self):
+        return self.now
+
+    @rule(seconds=st.sampled_from([0.001, 0.01]))
+    def time_passes(self, seconds):
+        self.now += seconds
 
     @rule(count=st.integers(1, 100))
     def come(self, count):
@@ -289,7 +312,7 @@ class Calls(RuleBasedStateMachine):
         expected, _, _, count = request = sent[place % len(sent)]
         if count == 0 or not isinstance(error, WorkerDied):
             own = [one for one in expected.futures if one.bundle is expected] if count else [expected]
-            self.failed.update(own)
+            self.failed.update(one for one in own if not one.done())
         sent.remove(request)
         self.connection.refusals[expected.number] = error
         self.connection.answer(request)
@@ -315,6 +338,8 @@ class Calls(RuleBasedStateMachine):
         assert bool(self.connection.sent) or not self.connection.gatherings
 
     def teardown(self):
+        for one in self.patches:
+            one.stop()
         answer_all(self.connection)
         assert not self.connection.gatherings
         for number, future in enumerate(self.futures):
