@@ -19,7 +19,6 @@ from .parcels import MethodKey
 
 if TYPE_CHECKING:
     from .connection import Connection
-    from .gathering import Bundle, Gathering
 
 _DONE: Final = frozenset({CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED})
 
@@ -69,13 +68,25 @@ class Expected(Protocol):
         ...
 
 
+class Sender(Protocol):
+    """What sends a call, alone or with others, and wants to know when it is over."""
+
+    def ended(self, future: PoolFuture, reply: Reply | None, /) -> None:
+        """Take notice that a call which travelled alone was answered; without a reply: it has failed."""
+        ...
+
+    def give_up(self, future: PoolFuture, *, kill: bool) -> None:
+        """Give up a call, wherever it is; with ``kill`` even at the price of the worker that is at it."""
+        ...
+
+
 class PoolFuture(Future[Any]):
     """The future answer to one request.
 
     Args:
         connection: on which it is asked for.
         key: see below.
-        gathering: what sends it, possibly with others.
+        sender: what sends it, if it may travel with others.
 
     Attributes:
         number: that of the request; 0 if it travels with others, or was not sent yet.
@@ -83,13 +94,13 @@ class PoolFuture(Future[Any]):
         bundle: what it travels with.
     """
 
-    def __init__(self, connection: Connection, key: MethodKey, gathering: Gathering | None = None) -> None:
+    def __init__(self, connection: Connection, key: MethodKey, sender: Sender | None = None) -> None:
         super().__init__()
         self._connection = connection
-        self._gathering = gathering
+        self._sender = sender
         self.number = 0
         self.key = key
-        self.bundle: Bundle | None = None
+        self.bundle: Expected | None = None
 
     def __repr__(self) -> str:
         return f"<PoolFuture {self.number} of {self.key[0]}: {self._state.lower()}>"
@@ -132,8 +143,8 @@ class PoolFuture(Future[Any]):
         with self._condition:
             if self._state == CANCELLED:  # and those who wait for several futures do not know it yet
                 self.set_running_or_notify_cancel()
-        if self._gathering is not None:
-            self._gathering.give_up(self, kill=kill)
+        if self._sender is not None:
+            self._sender.give_up(self, kill=kill)
         else:
             self._connection.forget(self.number, kill=kill)
         return True
@@ -146,14 +157,14 @@ class PoolFuture(Future[Any]):
 
     def answered(self, reply: Reply, value: Any, _buffers: Sequence[Buffer]) -> None:
         """Take the result."""
-        if self._gathering is not None:
-            self._gathering.ended(self, reply)
+        if self._sender is not None:
+            self._sender.ended(self, reply)
         self.settle(value)
 
     def failed(self, error: BaseException) -> None:
         """Take the reason why there is no result."""
-        if self._gathering is not None:
-            self._gathering.ended(self, None)
+        if self._sender is not None:
+            self._sender.ended(self, None)
         self.settle(error)
 
     def settle(self, outcome: Any) -> None:

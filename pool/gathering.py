@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..protocol.errors import PoolError
@@ -28,7 +28,6 @@ from .packs import PACK_BYTES, PACKS_PER_WORKER, Pace, Pack
 
 if TYPE_CHECKING:
     from .connection import Connection
-    from .gatherings import Gatherings
 
 #: No call waits here for longer, whatever becomes of those that are under way.
 WAIT_S: Final = 0.005
@@ -76,16 +75,18 @@ class Gathering:
 
     Args:
         connection, options: where the calls go, and how.
-        gatherings: to look after it.
+        note_waiting: called with it when it is to be looked after.
 
     Attributes:
         condition: notified when a message is answered.
     """
 
-    def __init__(self, connection: Connection, options: RequestOptions, gatherings: Gatherings) -> None:
+    def __init__(
+        self, connection: Connection, options: RequestOptions, note_waiting: Callable[[Gathering], None]
+    ) -> None:
         self._connection = connection
         self._options = options
-        self._gatherings = gatherings
+        self._note_waiting = note_waiting
         self._key = (options.model, options.method)
         self._workers = connection.welcome.workers
         self._pace = Pace()
@@ -169,7 +170,7 @@ class Gathering:
                 self._waiting_since = time.monotonic()
             self._waiting.append((future, body))
             self._waiting_bytes += len(body)
-        self._gatherings.note_waiting(self)  # after it is so, lest it be taken for empty
+        self._note_waiting(self)  # after it is so, lest it be taken for empty
         if len(self._waiting) >= self._pace.calls or self._waiting_bytes >= PACK_BYTES:
             self._send(self._pace.calls)
         elif self._room > 0:  # what it was to wait for has come meanwhile
@@ -209,7 +210,7 @@ class Gathering:
         with self._lock:
             self._waiting[:0] = calls
             self._waiting_bytes += sum(len(body) for _, body in calls)
-        self._gatherings.note_waiting(self)
+        self._note_waiting(self)
 
     def _taken(self, count: int) -> list[tuple[PoolFuture, bytes]]:
         """Take out the first of the calls that wait, as many as fit into one message; with the lock."""
@@ -278,7 +279,7 @@ class Gathering:
     def give_up(self, future: PoolFuture, *, kill: bool) -> None:
         """Nobody wants the answer to a call any more."""
         bundle, future.bundle = future.bundle, None
-        if bundle is not None:  # perhaps the others will be given up as well, so they wait for a moment
+        if isinstance(bundle, Bundle):  # perhaps the others will be given up as well, so they wait for a moment
             self._forget(bundle, kill=kill)
             self._wait_again(bundle.wanted())
             self._connection.keep_receiving()

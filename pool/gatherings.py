@@ -37,7 +37,7 @@ class Gatherings:
         """Return the one for calls with these options."""
         found = self._all.get(options)
         if found is None:
-            found = Gathering(self._connection, options, self)
+            found = Gathering(self._connection, options, self.note_waiting)
             if options.may_be_packed:  # others, of which there may be one for each session, have nothing to learn
                 self._all[options] = found
         return found
