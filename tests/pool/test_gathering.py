@@ -29,6 +29,7 @@ from onecopy.pool import (
 )
 from onecopy.pool.gathering import Bundle
 from onecopy.pool.packs import Pace
+from standalone import standalone
 
 #: Messages that go out at once for two workers.
 ROOM = 4
@@ -569,3 +570,14 @@ def test_a_callback_that_finds_no_room_for_its_call_makes_some():
 
         handle.submit(0).add_done_callback(again)
         assert is_answered.wait(60)
+
+
+def test_they_travel_together_over_tcp_as_well(tmp_path, together):
+    toml = "workers = 2\nlisten = ['tcp://127.0.0.1:*']\n[models.model]\nsource = 'request_models:Quick'\n"
+    with standalone(tmp_path, toml) as served:
+        assert wait_until(lambda: "listening at" in served.log.read_text())
+        with Pool.connect(served.log.read_text().partition("listening at ")[2].split()[0]) as pool:
+            handle = quick(pool.model("model"))
+            futures = [handle.submit(x) for x in range(3000)]
+            assert [one.result() for one in futures] == list(range(3000))
+    assert max(together) > 8
