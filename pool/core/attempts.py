@@ -211,6 +211,7 @@ class Attempts:
             self._out.append(Interrupt(worker.child, attempt, kill=False))
             for request in reversed(wanted):
                 self._wait_again(request, running.model, now)
+            self._need_again(running.model)
 
     def requeue(self, attempt: int, now: float, *, blamed: bool, cause: str) -> None:
         """Take an attempt back from a worker that died."""
@@ -229,13 +230,17 @@ class Attempts:
                 continue
             self.retried += blamed
             self._wait_again(request, running.model, now)
+        self._need_again(running.model)
 
     def _wait_again(self, request: Request, model: Model, now: float) -> None:
         """Put a request in front of its queue that was handed to a worker in vain."""
         request.attempt = 0
         request.life.become("queued")
         self._schedule.add(model, request, now, in_front=True)
-        if not model.current.is_ready:  # what it ran on is no more
+
+    def _need_again(self, model: Model) -> None:
+        """See to it that what waits for a model can run, if what others of it ran on is no more."""
+        if model.queue and not model.current.is_ready:
             self._library.need_answers(model)
 
     def _give_up(self, request: Request, model: Model, cause: str) -> None:
