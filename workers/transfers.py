@@ -100,9 +100,10 @@ class Transfers:
         if array.layout != torch.strided or array.is_quantized:
             return array.to(self._device, copy=True)
         there = torch.empty(array.shape, dtype=array.dtype, device=self._device)
-        if self.ahead is not None and self.ahead.send(array, there):
-            return there
-        if self._ring is None:
+        landed = self.ahead.landed(array) if self.ahead is not None else None
+        if landed is not None:
+            bytes_of(there).copy_(landed)
+        elif self._ring is None:
             there.copy_(array)
         else:
             self._ring.send(bytes_of(array).numpy(), bytes_of(there))
@@ -129,10 +130,10 @@ def transfers_of(gpu: Gpu | None) -> Transfers | None:
     ring = ahead = None
     try:
         ring = pinned_ring()
-        ahead = ahead_of_calls()
+        ahead = ahead_of_calls(gpu.device)
     except RuntimeError as error:
         print(  # noqa: T201 - what is printed goes to the log
-            f"what goes to the GPU and back is copied more slowly, because memory cannot be pinned: {error}",
+            f"what goes to the GPU and back is copied more slowly, because there is no memory for that: {error}",
             file=sys.stderr,
         )
     return Transfers(gpu, ring, ahead)

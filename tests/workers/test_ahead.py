@@ -8,7 +8,7 @@ from pathlib import Path
 import on_a_card
 import pytest
 import torch
-from card import Card, OnCard
+from card import DEVICE, Card, OnCard
 from driven import call
 from gpu_bench import Bench, Gpu, Model
 from hypothesis import given, settings
@@ -44,28 +44,34 @@ class Nothing:
         return 0
 
 
-class Counting:
-    """Copies what was brought; counts how often."""
+class LateCopies:
+    """Copies when what was begun is joined, and no sooner; counts both."""
 
-    def __init__(self, gpu):
-        self.count = 0
-        self._gpu = gpu
+    def __init__(self):
+        self.count = self.joins = 0
+        self._begun = deque()
 
-    def copy(self, destination, source):
+    def begin(self, destination, source):
         self.count += 1
-        return self._gpu.copy(destination, source)
+        self._begun.append((destination, source))
+
+    def join(self):
+        self.joins += 1
+        while self._begun:
+            destination, source = self._begun.popleft()
+            destination.copy_(source)
 
 
 @pytest.fixture
-def brought(gpu):
-    return Counting(gpu)
+def brought():
+    return LateCopies()
 
 
 @pytest.fixture
 def bench(gpu, brought):
     ring = PinnedRing(torch.zeros(4 * PIECE_BYTES, dtype=torch.uint8), gpu.copy, PIECE_BYTES)
-    ahead = Ahead(torch.zeros(2 * ROOM_BYTES, dtype=torch.uint8), brought.copy)
-    with Card(), Bench(Transfers(gpu, ring, ahead)) as bench:
+    pinned = torch.zeros(2 * ROOM_BYTES, dtype=torch.uint8)
+    with Card(), Bench(Transfers(gpu, ring, Ahead(pinned, pinned.to(DEVICE), brought))) as bench:
         yield bench
 
 
@@ -95,7 +101,7 @@ def test_what_is_in_its_place_when_it_runs_is_what_counts_if_it_was_not_for_this
     assert bench.inbox.next().message.attempt == 2, "it is cancelled, and its place another's"
     bench.send(3, bench.in_mailbox(numbered(3)))
     assert bench.run_next(model) == [numbered(3).sum()]
-    assert brought.count == 0
+    assert (brought.count, brought.joins) == (1, 0)
 
 
 def test_a_model_that_writes_into_what_it_was_given_changes_nothing_else(bench, brought):
@@ -157,7 +163,7 @@ def test_a_mailbox_can_be_unmapped_when_what_was_brought_from_it_has_run_or_is_f
     bench.run_next(Sums())
     if runs:
         bench.run_next(Nothing())
-        assert brought.count == 1
+        assert brought.joins == 1
     else:
         bench.inbox.next()  # it is cancelled
         bench.transfers.ahead.forget()
@@ -169,26 +175,53 @@ def test_a_mailbox_can_be_unmapped_when_what_was_brought_from_it_has_run_or_is_f
 # --- a GPU that copies late ----------------------------------------------------------------------------------
 
 
+class LateGpu:
+    """Computes when it is waited for, and copies beside that no sooner than what it computes waits for it."""
+
+    def __init__(self):
+        self.copying = deque()
+        self.computing = deque()
+        self._begun = 0
+
+    def begin(self, destination, source):
+        self.copying.append((destination, source))
+        self._begun += 1
+
+    def join(self):
+        self.computing.append(self._begun)
+
+    def compute(self, destination, source):
+        self.computing.append((destination, source))
+
+    def wait(self):
+        while self.computing:
+            match self.computing.popleft():
+                case int() as begun:
+                    while self._begun - len(self.copying) < begun:
+                        destination, source = self.copying.popleft()
+                        destination.copy_(source)
+                case destination, source:
+                    destination.copy_(source)
+
+
 @given(st.lists(st.tuples(st.sampled_from(["runs", "cancelled", "late"]), st.integers(0, 3)), max_size=30))
 @settings(deadline=None)
 def test_whatever_is_brought_and_runs_or_not_each_attempt_gets_its_own(attempts):
-    """The GPU copies as late as it may; as soon as an attempt has ended, what it was given is written over."""
-    told = deque()
-    ahead = Ahead(torch.zeros(2 * ROOM_BYTES, dtype=torch.uint8), lambda to, source: told.append((to, source)))
+    """As soon as an attempt has ended, what it was given is written over."""
+    gpu = LateGpu()
+    pinned = torch.zeros(2 * ROOM_BYTES, dtype=torch.uint8)
+    ahead = Ahead(pinned, torch.zeros_like(pinned), gpu)
     sources = [[numbered(9 * index + one) for one in range(count)] for index, (_, count) in enumerate(attempts)]
     for index, (fate, _) in enumerate(attempts):
         ahead.begin(1 + index) if fate != "cancelled" else None
         there = []
         for source in sources[index]:
-            to = torch.zeros_like(source)
-            if fate == "cancelled" or not ahead.send(source, to):
-                to.copy_(source)
-            there.append(to)
+            there.append(torch.zeros_like(source))
+            landed = ahead.landed(source) if fate != "cancelled" else None
+            gpu.compute(there[-1], source.clone() if landed is None else landed)
         if index + 1 < len(attempts) and attempts[index + 1][0] != "late" and fate != "cancelled":
             ahead.bring(2 + index, sources[index + 1])
-        while told:
-            to, source = told.popleft()
-            to.copy_(source)
+        gpu.wait()
         ahead.end()
         expected = [numbered(9 * index + one) for one in range(len(there))]
         assert all(torch.equal(to, one) for to, one in zip(there, expected, strict=True))
@@ -198,7 +231,7 @@ def test_whatever_is_brought_and_runs_or_not_each_attempt_gets_its_own(attempts)
 
 def test_what_is_tried_on_a_card_holds_without_one(bench, brought):
     on_a_card.check_ahead(bench.transfers)
-    assert brought.count == 5
+    assert brought.joins == 5
 
 
 def test_without_a_gpu_of_its_own_nothing_is_brought():

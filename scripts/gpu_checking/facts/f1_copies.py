@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .. import torch_side
 from ..check import Check
 from ..children import Child, Link
 from ..units import GIB, MIB
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check(check: Check) -> None:
@@ -16,7 +21,7 @@ def check(check: Check) -> None:
 
 
 def measure(link: Link) -> None:
-    """Copy, one direction after the other."""
+    """Copy, one direction after the other; then while something is computed."""
     import torch
 
     device = torch_side.start()
@@ -32,4 +37,35 @@ def measure(link: Link) -> None:
         for text, (target, source, passes) in copies.items():
             ms = torch_side.median_ms(lambda target=target, source=source: target.copy_(source, non_blocking=True))
             figures[text] = passes * size_bytes / ms / 1e6
-    link.send(figures=figures)
+    link.send(figures=figures | beside_computing(device))
+
+
+def beside_computing(device: torch.device) -> dict[str, float]:
+    """Copy 4 MiB from pinned memory on a stream of its own while the GPU computes some milliseconds."""
+    import torch
+
+    square = torch.ones(4096, 4096, device=device)
+    product = torch.empty_like(square)
+    host = torch.empty(4 * MIB, dtype=torch.uint8, pin_memory=True).fill_(1)
+    there = torch.empty(4 * MIB, dtype=torch.uint8, device=device)
+    stream = torch.cuda.Stream(device)
+
+    def compute() -> None:
+        for _ in range(4):
+            torch.mm(square, square, out=product)
+
+    def copy() -> None:
+        with torch.cuda.stream(stream):
+            there.copy_(host, non_blocking=True)
+
+    def both() -> None:
+        copy()
+        compute()
+        torch.cuda.current_stream(device).wait_stream(stream)
+
+    computing_ms = torch_side.median_ms(compute)
+    copying_ms = torch_side.median_ms(lambda: there.copy_(host, non_blocking=True))
+    return {
+        "computing and copying 4 MiB to the device, one after the other, ms": computing_ms + copying_ms,
+        "the same, on two streams, ms": torch_side.median_ms(both),
+    }
