@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
@@ -140,6 +140,24 @@ def gpu_of(name: str) -> int:
     """Return which GPU a device is, among those that this process can see; `NO_GPU` if it is none."""
     kind, _, number = name.partition(":")
     return int(number) if kind == "cuda" else NO_GPU
+
+
+def peers_of(names: Iterable[str], of_gpus: Mapping[int, Collection[int]]) -> dict[str, Sequence[str]]:
+    """Return, by device, the others whose memory its processes can use as if it were its own.
+
+    Args:
+        names: of the devices.
+        of_gpus: by number of a GPU, those others whose memory it can use; none where that is not known.
+    """
+    numbers = {name: gpu_of(name) for name in names}
+    return {
+        name: [
+            other
+            for other, its in numbers.items()
+            if other != name and (its in of_gpus.get(number, ()) if number != NO_GPU else its == NO_GPU)
+        ]
+        for name, number in numbers.items()
+    }
 
 
 def _by_node() -> dict[str, DeviceSettings]:

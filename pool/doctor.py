@@ -165,6 +165,10 @@ ABILITIES: Final[tuple[Ability, ...]] = (
     ),
     Ability("exported GPU memory", "the same, tried", gpu_abilities.exported_memory, _NO_GPU),
     Ability(
+        "GPUs that use each other's memory", "dividing a model among GPUs", gpu_abilities.peers,
+        "a model that fits on no GPU is refused",
+    ),
+    Ability(
         "interprocess events", "handing on a slot before a GPU is done with it, which no pool does yet",
         partial(gpu_abilities.attribute, "IPC_EVENT_SUPPORTED"), "workers wait for the GPU, as they do with it",
     ),

@@ -44,6 +44,16 @@ def exported_memory() -> str:
     return "without a context"
 
 
+def peers() -> str:
+    """Tell which GPUs can use the memory of others."""
+    with _driver_asked():
+        told = [cuda.describe(ordinal) for ordinal in range(cuda.count())]
+    reached = {gpu.ordinal: ", ".join(f"cuda:{other}" for other in gpu.peers) for gpu in told}
+    if not any(reached.values()):
+        raise Missing("no GPU can" if len(told) > 1 else "there is one GPU")
+    return "; ".join(f"cuda:{ordinal} that of {others}" for ordinal, others in reached.items() if others)
+
+
 def management_library() -> str:
     """Ask NVML for the driver's version and, where there are GPUs, about the first."""
     try:

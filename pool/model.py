@@ -100,7 +100,8 @@ class Model:
             weights fit, to where there is most room.
         replicas: on how many of those it shall be at once, each with a copy of the weights; a request goes to the
             one with the least to do. An object that already exists can be on one.
-        divide: where its weights fit on no device alone, divide them among several, by layers.
+        divide: where its weights fit on no device alone, divide them among several, by layers; of GPUs, among one
+            where it runs and those whose memory that can use.
         grad: run with autograd; otherwise every run is under ``torch.inference_mode``.
         cuda_graph: on a GPU, record what a call tells it, and replay that for calls which differ in nothing but
             the content of their tensors; not in shapes, nor in any other argument. What a method does besides

@@ -56,12 +56,14 @@ class GpuInfo(NamedTuple):
         uuid: what it is called in every process, such as ``GPU-1b6f8a52-...``.
         name: of its model.
         total_bytes: how much memory CUDA has of it.
+        peers: the numbers of those whose memory its kernels can use, over a link between them.
     """
 
     ordinal: int
     uuid: str
     name: str
     total_bytes: int
+    peers: tuple[int, ...] = ()
 
 
 def describe(ordinal: int) -> GpuInfo:
@@ -80,6 +82,7 @@ def describe(ordinal: int) -> GpuInfo:
         f"GPU-{uuid.UUID(bytes=bytes(call('cuDeviceGetUuid', device).bytes))}",
         name.split(b"\0", 1)[0].decode(errors="replace"),
         int(call("cuDeviceTotalMem", device)),
+        tuple(other for other in range(count()) if other != ordinal and can_use_memory_of(ordinal, other)),
     )
 
 
@@ -104,6 +107,19 @@ def attribute(ordinal: int, name: str) -> int:
     """
     number = getattr(_driver().CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
     return int(call("cuDeviceGetAttribute", number, call("cuDeviceGet", ordinal)))
+
+
+def can_use_memory_of(ordinal: int, other: int) -> bool:
+    """Whether kernels of a GPU can use the memory of another one, where that is mapped for it.
+
+    Args:
+        ordinal: which of the devices that this process can see.
+        other: another of them.
+
+    Raises:
+        CudaError: the driver cannot be used, or there is no such device.
+    """
+    return bool(call("cuDeviceCanAccessPeer", call("cuDeviceGet", ordinal), call("cuDeviceGet", other)))
 
 
 def driver_version() -> tuple[int, int]:
@@ -173,7 +189,7 @@ class DeviceMapping:
     Args:
         fd: the memory, from `create`; the caller may close it afterwards.
         size_bytes: all of it.
-        ordinal: the device that may use it.
+        ordinal: the device that may use it: the memory's own, or another one that can.
         is_writable: whether it may write there, too.
 
     Attributes:

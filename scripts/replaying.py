@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 def fresh_core(header: Header) -> Devices:
     """Return the core that a record began with."""
     known = Known(header.needs, {key: Seen(**one) for key, one in header.loads.items()})
-    return Devices(make_cores(Settings.from_wire(header.settings), header.totals_bytes, known))
+    return Devices(make_cores(Settings.from_wire(header.settings), header.totals_bytes, header.peers, known))
 
 
 def kept_whole(entries: list[Entry]) -> list[Entry]:

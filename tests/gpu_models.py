@@ -76,6 +76,20 @@ class Wide(nn.Module):
         return torch.tensor([7.0 + seed])
 
 
+class Layers(nn.Module):
+    """Many, each with a weight of its own; what one makes the next one takes."""
+
+    def __init__(self, count: int, size_bytes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Wide(seed, size_bytes) for seed in range(count))
+        self.scale = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x) * self.scale
+        return x
+
+
 class Stuck(nn.Module):
     """It is never built."""
 

@@ -17,8 +17,7 @@ TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 EXAMPLE = re.compile(r"`(\w+\.py)`")
 #: Of a claim that makes a difference on a GPU: shown there, or what a stand-in for the driver shows.
 ON_A_GPU = re.compile(
-    r"not of GPUs|not there: `tests/[\w/]+\.py::\w+`"
-    r"|unproven: (none|`tests/[\w/]+\.py::\w+`)|proven: `scripts/gpu-check( --pools)?` [TFP]\d+"
+    r"not of GPUs|unproven: (none|`tests/[\w/]+\.py::\w+`)|proven: `scripts/gpu-check( --pools)?` [TFP]\d+"
 )
 
 

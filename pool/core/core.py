@@ -60,7 +60,7 @@ class Core:
         is_adaptive: whether fewer workers than that may hold work, if that brings more done.
 
     Attributes:
-        name, is_gpu: what the device is called, and whether it is a GPU.
+        name, is_gpu, peers: as in `Position`.
         elsewhere: called with a model that is being built, and for which there is no memory, and with the
             refusal: whether another device will take it.
     """
@@ -82,7 +82,7 @@ class Core:
         is_adaptive: bool = False,
     ) -> None:
         numbers = (position.index, position.count)
-        self.name, self.is_gpu = position.name, position.is_gpu
+        self.name, self.is_gpu, self.peers = position.name, position.is_gpu, position.peers
         self.elsewhere: Callable[[Model, Record], bool] = lambda _model, _error: False
         self._out: list[Instruction] = host._out if host else []  # mailboxes are of all devices
         self._libraries: list[Library] = host._libraries if host else []

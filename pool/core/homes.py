@@ -9,6 +9,7 @@ from ...protocol.errors import InvalidRequest
 from ...protocol.messages import LoadModel, Record
 from .core import Core
 from .events import CallerKey, FileOffered, ModelArrived, ModelDeclared, ModelExpected, RegionsNeeded
+from .reach import within_reach
 from .weights import Model, WeightSet
 
 #: Weight sets in these states have not taken the memory yet that they will take.
@@ -106,6 +107,8 @@ class Homes:
         if self._others(version.load, version.refusals) or self._may_divide(version):
             return True
         error["message"] = "; ".join(version.refusals.values())
+        if len(version.refusals) > 1 and self._is_to_be_divided(version) and self._is_out_of_reach(version.load):
+            error["message"] += "; it is not divided, because none of these can use the memory of another"
         return False
 
     def next_for(self, arrival: ModelArrived) -> tuple[Core, ModelArrived]:
@@ -119,9 +122,8 @@ class Homes:
         allowed = self._allowed(_names(load))
         for core in allowed:
             core.ledger.expect_no_more()  # what others are only expected to take is room for it
-        room = {core.name: _room_bytes(core) for core in allowed}
-        largest = max(allowed, key=lambda core: room[core.name])
-        return largest, arrival._replace(room=room)
+        room = within_reach({core.name: _room_bytes(core) for core in allowed}, self._peers(allowed))
+        return self.named(next(iter(room))), arrival._replace(room=room)
 
     # --- inside ---------------------------------------------------------------------------------------------
 
@@ -145,13 +147,21 @@ class Homes:
         return [one for one in allowed if one.name not in refusals and load.name not in one.library.models]
 
     def _may_divide(self, version: WeightSet) -> bool:
-        load = version.load
-        is_alone = len(self.of(load.name)) < 2  # or replicas would be divided into parts of each other
+        return self._is_to_be_divided(version) and not self._is_out_of_reach(version.load)
+
+    def _is_to_be_divided(self, version: WeightSet) -> bool:
+        """Whether a model is, if that can be."""
+        is_alone = len(self.of(version.load.name)) < 2  # or replicas would be divided into parts of each other
+        return is_alone and not version.room and bool(version.load.options.get("divide", True))
+
+    def _is_out_of_reach(self, load: LoadModel) -> bool:
+        """Whether no device where a model may be can use the memory of another one."""
         allowed = self._allowed(_names(load))
-        is_possible = is_alone and len(allowed) > 1 and not version.room
-        if any(core.is_gpu for core in allowed):
-            return False  # what one part has computed would have to be moved to where the next one is
-        return is_possible and bool(load.options.get("divide", True))
+        return not any(peers & {core.name for core in allowed} for peers in self._peers(allowed).values())
+
+    @staticmethod
+    def _peers(cores: Sequence[Core]) -> dict[str, frozenset[str]]:
+        return {core.name: frozenset(core.peers) for core in cores}
 
     def _check_stays(self, load: LoadModel, homes: Sequence[Core], allowed: Sequence[Core]) -> None:
         lost = [core.name for core in homes if core not in allowed]

@@ -15,12 +15,14 @@ class Position:
         index: which one it is, from 0.
         count: how many there are.
         gpu: which GPU it is, among those that this process can see; -1: it is none.
+        peers: the names of the others whose memory its workers can use as if it were its own.
     """
 
     name: str = "cpu"
     index: int = 0
     count: int = 1
     gpu: int = -1
+    peers: tuple[str, ...] = ()
 
     @property
     def is_gpu(self) -> bool:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from ...protocol import cuda
 from ...protocol.cuda import GpuInfo
@@ -46,6 +46,11 @@ class GpuMachine(Protocol):
     @property
     def name(self) -> str:
         """Which model it is."""
+        ...
+
+    @property
+    def peers(self) -> tuple[int, ...]:
+        """The numbers of those whose memory its kernels can use."""
         ...
 
     @property
@@ -91,7 +96,8 @@ class NvmlGpu:
         self, ordinal: int, taken_bytes: Callable[[], int] = lambda: 0, *, namespace: str = "/proc/self/ns/pid"
     ) -> None:
         info = cuda.describe(ordinal)
-        self.uuid, self.name, self._total_bytes = info.uuid, info.name, info.total_bytes
+        self.uuid, self.name, self.peers = info.uuid, info.name, info.peers
+        self._total_bytes = info.total_bytes
         self._taken_bytes = taken_bytes
         self._knows_processes = os.readlink(namespace) == _INITIAL_NAMESPACE
         self._silence = ""  # why NVML did not answer, the last time that it was asked
@@ -141,7 +147,7 @@ class FakeGpu:
     """A GPU that is as it is told to be.
 
     Attributes:
-        uuid, name, complaint: as in `GpuMachine`.
+        uuid, name, complaint, peers: as in `GpuMachine`.
         memory_bytes: what it has.
         used_bytes: what of it is taken.
         processes: what each process has of it, by process id.
@@ -153,6 +159,7 @@ class FakeGpu:
     memory_bytes: int = 1 << 33
     used_bytes: int = 0
     processes: Mapping[int, int] = field(default_factory=dict[int, int])
+    peers: tuple[int, ...] = ()
 
     def total_bytes(self) -> int:
         """Return what it was told; see `GpuMachine.total_bytes`."""
@@ -186,7 +193,11 @@ def visible() -> list[GpuInfo]:
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ConfigError(f"no GPU can be used: {last or f'exit code {done.returncode}'}")
-    return [GpuInfo(*values) for values in json.loads(done.stdout)]
+    return [GpuInfo(*map(_hashable, values)) for values in json.loads(done.stdout)]
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
 
 
 def tell_visible() -> None:

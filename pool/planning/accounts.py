@@ -10,10 +10,11 @@ from ..core.identity import identity_of
 from ..core.ledger import Allowance
 from ..core.placement import Item, Placement, Room, place
 from ..core.predictions import key_of
+from ..core.reach import within_reach
 from ..core.rings import PRIVATE, slot_bytes
 from ..core.seen import NOTHING, Seen
 from ..core.workspace import GRAIN_BYTES
-from ..devices import gpu_of
+from ..devices import gpu_of, peers_of
 from .division import divided, may_be_divided
 from .found import Base, Found, Part
 from .order import Load, best_order, peak_bytes
@@ -76,6 +77,7 @@ def made_plan(
     *,
     history: Needs,
     only: Mapping[str, Sequence[str]],
+    peers: Mapping[str, Sequence[str]] | None = None,
     seen: Mapping[str, Seen] | None = None,
 ) -> Plan:
     """Return the plan.
@@ -87,11 +89,13 @@ def made_plan(
         terms: how the pool is started.
         history: needs that earlier runs had.
         only: by model, the devices that it may be on.
+        peers: by device, the others whose memory its workers can use; default: as it is without GPUs.
         seen: what earlier loads took, by their key.
     """
     known = [one for one in found if not one.error]
     needs = {one.name: _need(one, history) for one in known}
-    placement, on = _placed(known, base, limits, terms, needs, only)
+    peers = peers or peers_of([one.name for one in limits], {})
+    placement, on = _placed(known, base, limits, terms, needs, only, peers)
     devices = tuple(_device(one, on[one.name], base, terms, needs, is_first=one is limits[0]) for one in limits)
     loads, declared = _orders(on, known)
     rest_bytes = sum(one.needed_bytes - one.weights_bytes for one in devices)
@@ -173,6 +177,7 @@ def _placed(
     terms: Terms,
     needs: Mapping[str, _Need],
     only: Mapping[str, Sequence[str]],
+    peers: Mapping[str, Sequence[str]],
 ) -> tuple[Placement, dict[str, list[Found]]]:
     """Return where models go, and what of which is on each device; those that fit nowhere alone are divided."""
     rooms = [
@@ -195,12 +200,13 @@ def _placed(
         one.name: [room for room in rooms if not items[one.name].devices or room.name in items[one.name].devices]
         for one in known
     }
-    too_large = [one for one in known if _is_too_large(one, items[one.name], allowed[one.name])]
+    too_large = [one for one in known if _is_divided(one, items[one.name], allowed[one.name], peers)]
     placement = place([items[one.name] for one in known if one not in too_large], rooms)
     on = {room.name: [one for one in known if placement.device_of.get(one.name) == room.name] for room in rooms}
     free_bytes = {room.name: room.free_bytes - placement.used_bytes[room.name] for room in rooms}
     for one in too_large:
-        pieces = divided(one, {room.name: free_bytes[room.name] for room in allowed[one.name]})
+        room_bytes = {room.name: free_bytes[room.name] for room in allowed[one.name]}
+        pieces = divided(one, within_reach(room_bytes, peers))
         for device, piece in pieces.items():
             on[device].append(piece)
             free_bytes[device] -= sum(_unique(piece.parts).values())
@@ -208,9 +214,10 @@ def _placed(
     return placement, on
 
 
-def _is_too_large(one: Found, item: Item, rooms: Sequence[Room]) -> bool:
-    """Return whether a pool would divide a model: it may, and there is no device that has room for it."""
-    if not may_be_divided(one, len(rooms)) or any(gpu_of(room.name) != NO_GPU for room in rooms):
+def _is_divided(one: Found, item: Item, rooms: Sequence[Room], peers: Mapping[str, Sequence[str]]) -> bool:
+    """Return whether a pool would divide a model: it may and can, and there is no device that has room for it."""
+    names = {room.name for room in rooms}
+    if not may_be_divided(one) or all(names.isdisjoint(peers[name]) for name in names):
         return False
     weights_bytes = sum(item.parts_bytes.values())
     return all(

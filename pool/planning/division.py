@@ -1,7 +1,7 @@
 """Models that fit on no device alone: their parts fill one device after the other, as a loader divides them. Pure.
 
-The largest room is filled first, part by part in the order of the manifest. What is left when all are full counts
-on the first, so that it is seen how much too small the devices are.
+That where it runs is filled first, part by part in the order of the manifest. What is left when all are full
+counts there, so that it is seen how much too small the devices are.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from ..core.homes import KEPT_BYTES
 from .found import Found, Part
 
 
-def may_be_divided(one: Found, devices: int) -> bool:
-    """Return whether a pool would divide a model among so many devices."""
-    return devices > 1 and bool(one.options.get("divide", True)) and one.options.get("replicas", 1) == 1
+def may_be_divided(one: Found) -> bool:
+    """Return whether a pool would divide a model, if it can."""
+    return bool(one.options.get("divide", True)) and one.options.get("replicas", 1) == 1
 
 
 def divided(one: Found, rooms_bytes: Mapping[str, int]) -> dict[str, Found]:
@@ -24,9 +24,9 @@ def divided(one: Found, rooms_bytes: Mapping[str, int]) -> dict[str, Found]:
 
     Args:
         one: the model.
-        rooms_bytes: by device, what there is for weights.
+        rooms_bytes: by device, what there is for weights; see `within_reach`.
     """
-    order = sorted(rooms_bytes, key=lambda device: -rooms_bytes[device])
+    order = list(rooms_bytes)
     left_bytes = {device: _usable_bytes(rooms_bytes[device]) for device in order}
     parts: dict[str, list[Part]] = {device: [] for device in order}
     for part in one.parts:

@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
+from ...protocol.cuda import GpuInfo
 from ...protocol.errors import SupervisorLost
 from ...protocol.gpu import NO_GPU
 from .. import environment
 from ..checks import ConfigError, check_choice, read_size
 from ..client import Pool
-from ..devices import ALL_GPUS, BY_NODE, NAMES, DeviceSettings, gpu_of, read_devices
+from ..devices import ALL_GPUS, BY_NODE, NAMES, DeviceSettings, gpu_of, peers_of, read_devices
 from ..memory.gpus import visible
 from ..model import Model, named_models
 from ..settings import MAILBOX_BYTES, Settings, read_workers
@@ -49,7 +50,8 @@ def plan(
         slot: how much memory each slot may take.
         mailbox: how much shared memory each client may use for large arrays.
         devices: as for `Pool`. Besides, any number of devices of other names may be given to see where models
-            would go on another machine, each with a ``budget``: ``{"a": {"budget": "2GiB"}, "b": …}``.
+            would go on another machine, each with a ``budget``: ``{"a": {"budget": "2GiB"}, "b": …}``. Of GPUs
+            that are not on this one, none is expected to reach another's memory, so no model is divided there.
         only: by model, the devices that it may be on, where its ``device`` does not say so.
 
     Raises:
@@ -92,7 +94,8 @@ def plan_for(
     history = History(environment.history_path(), lambda *_: None, lambda _: None)
     terms = Terms(settings.workers, settings.slots, settings.slot_bytes, settings.mailbox_total_bytes)
     needs, loads = history.known
-    made = made_plan(found, base, limits, terms, history=needs, seen=loads, only=only)
+    peers = peers_of([one.name for one in limits], {gpu.ordinal: gpu.peers for gpu in _gpus(limits)})
+    made = made_plan(found, base, limits, terms, history=needs, seen=loads, only=only, peers=peers)
     notes = list(made.notes)
     if history.complaint:
         notes.append(history.complaint)
@@ -147,6 +150,16 @@ def _beside(made: Plan, pool: Pool) -> Plan:
         for one in made.models
     )
     return dataclasses.replace(made, models=models)
+
+
+def _gpus(limits: Sequence[Limits]) -> Sequence[GpuInfo]:
+    """Return the GPUs of this machine, where a plan has some."""
+    if all(gpu_of(one.name) == NO_GPU for one in limits):
+        return []
+    try:
+        return visible()
+    except ConfigError:
+        return []
 
 
 def _limits(devices: Mapping[str, Any] | str) -> list[Limits]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...protocol.gpu import NO_GPU
 from ..core.core import Core
@@ -13,12 +13,15 @@ from ..settings import Settings
 from .history import Known
 
 
-def make_cores(settings: Settings, totals_bytes: Sequence[int], known: Known) -> list[Core]:
+def make_cores(
+    settings: Settings, totals_bytes: Sequence[int], peers: Mapping[str, Sequence[str]], known: Known
+) -> list[Core]:
     """Return a core for each device; the first is the host of the others.
 
     Args:
         settings: of the pool.
         totals_bytes: by device, how much memory there is.
+        peers: by device, the others whose memory its workers can use; see `devices.peers_of`.
         known: what earlier pools have seen.
     """
     mailboxes = Budget(settings.mailbox_bytes, settings.mailbox_total_bytes)
@@ -37,7 +40,7 @@ def make_cores(settings: Settings, totals_bytes: Sequence[int], known: Known) ->
                 Allowance(total_bytes, device.budget_bytes, device.reserve_bytes),
                 own.max_private_bytes if own.gpu == NO_GPU else 0,  # that is of the processor's memory
                 own.least_workers,
-                Position(name, index, len(settings.devices), own.gpu),
+                Position(name, index, len(settings.devices), own.gpu, tuple(peers[name])),
                 host,
                 loads=known.loads,
                 is_adaptive=bool(own.adaptive),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from ...protocol.cuda import CudaError
 from ...protocol.gpu import NO_GPU
 from ..checks import ConfigError
+from ..devices import gpu_of, peers_of
 from ..memory.base import RegionStore
 from ..memory.cuda import CudaStore
 from ..memory.gpus import GpuMachine, NvmlGpu
@@ -29,6 +30,7 @@ class Memories:
         devices: by device, what tells how much memory it has.
         stores: by device, what makes regions of that.
         gpus: those devices that are GPUs, by name.
+        peers: by device, the others whose memory its processes can use.
         carriers: what copies their regions.
 
     Raises:
@@ -49,6 +51,7 @@ class Memories:
                 self.stores.append(self.host)
             else:
                 self._add_gpu(name, ordinal)
+        self.peers = peers_of(settings.devices, {gpu_of(name): gpu.peers for name, gpu in self.gpus.items()})
 
     @property
     def fallbacks(self) -> list[str]:

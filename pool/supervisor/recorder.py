@@ -179,13 +179,14 @@ class Recorder:
 def make_recorder(
     settings: Settings,
     totals_bytes: Sequence[int],
+    peers: dict[str, Sequence[str]],
     known: Known,
     reactor: Reactor,
     note: Callable[[str, Level], None],
 ) -> Recorder:
     """Return the recorder of a supervisor whose cores are made from these, see `cores.make_cores`."""
     loads = {key: one._asdict() for key, one in known.loads.items()}
-    header = Header(version("onecopy"), settings.to_wire(), totals_bytes, known.needs, loads)
+    header = Header(version("onecopy"), settings.to_wire(), totals_bytes, peers, known.needs, loads)
     folder = os.path.join(environment.cache_folder(), "records")
     return Recorder(header, folder, settings.record_events or 0, reactor, note)
 

@@ -43,6 +43,7 @@ class Header(NamedTuple):
         version: of onecopy.
         settings: as `Settings.to_wire` has them.
         totals_bytes: by device, how much memory there is.
+        peers: by device, the others whose memory its workers can use.
         needs, loads: what earlier pools have seen, as `history.Known` has it.
         why: why it was written.
     """
@@ -50,6 +51,7 @@ class Header(NamedTuple):
     version: str
     settings: dict[str, Any]
     totals_bytes: Sequence[int]
+    peers: dict[str, Sequence[str]]
     needs: dict[str, dict[str, int]]
     loads: dict[str, Any]
     why: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from . import vmm
@@ -16,6 +17,16 @@ def give(child: Child, region: vmm.Region, **values: Any) -> None:
         child.send([fd], **values)
     finally:
         os.close(fd)
+
+
+def give_on(link: Link, sizes_bytes: Mapping[int, int]) -> list[vmm.Region]:
+    """Make a region on each of these devices and send the descriptors, of which none is kept."""
+    regions = [vmm.create(size_bytes, ordinal) for ordinal, size_bytes in sizes_bytes.items()]
+    fds = [region.export() for region in regions]
+    link.send(fds)
+    for fd in fds:
+        os.close(fd)
+    return regions
 
 
 def hold(link: Link, *sizes_bytes: int) -> None:

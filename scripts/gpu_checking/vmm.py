@@ -95,13 +95,13 @@ class Region:
         call(driver.cuMemRelease, self.handle)
 
 
-def create(size_bytes: int) -> Region:
-    """Make memory; its size is rounded up to the granularity."""
+def create(size_bytes: int, ordinal: int = ORDINAL) -> Region:
+    """Make memory on a device; its size is rounded up to the granularity."""
     from cuda.bindings import driver
 
     grain = granularity_bytes()
     size_bytes = -(-size_bytes // grain) * grain
-    return Region(int(call(driver.cuMemCreate, size_bytes, _properties(), 0)), size_bytes)
+    return Region(int(call(driver.cuMemCreate, size_bytes, _properties(ordinal), 0)), size_bytes)
 
 
 def adopt(fd: int, size_bytes: int) -> Region:
@@ -202,12 +202,31 @@ def device_attributes() -> dict[str, int]:
     return {one.name: int(call(driver.cuDeviceGetAttribute, one, device)) for one in wanted}
 
 
-def _properties() -> Any:
+def why_no_peers(ordinal: int, other: int) -> str:
+    """Return why a device cannot use the memory of another one; empty if it can."""
+    from cuda.bindings import driver
+
+    if call(driver.cuDeviceGetCount) <= max(ordinal, other):
+        return "there is one GPU"
+    if not call(driver.cuDeviceCanAccessPeer, call(driver.cuDeviceGet, ordinal), call(driver.cuDeviceGet, other)):
+        return "the driver says that the first GPU cannot use the memory of the second"
+    return ""
+
+
+def has_context(ordinal: int) -> bool:
+    """Ask whether this process has the primary context of a device."""
+    from cuda.bindings import driver
+
+    _flags, is_active = call(driver.cuDevicePrimaryCtxGetState, call(driver.cuDeviceGet, ordinal))
+    return bool(is_active)
+
+
+def _properties(ordinal: int = ORDINAL) -> Any:
     from cuda.bindings import driver
 
     properties = driver.CUmemAllocationProp()
     properties.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
     properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-    properties.location.id = ORDINAL
+    properties.location.id = ordinal
     properties.requestedHandleTypes = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
     return properties

@@ -16,6 +16,7 @@ from onecopy.pool.cli import app as command_line
 from onecopy.pool.command import AsJson
 from onecopy.pool.doctor import ABILITIES, Ability, Finding, examine, report
 from onecopy.pool.supervisor.mps import CONTROL
+from onecopy.protocol.cuda import GpuInfo
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -208,7 +209,8 @@ GPU_ROWS = """
 import json
 from onecopy.pool.doctor import ABILITIES, examine
 names = {"CUDA driver", "GPUs", "virtual memory management", "GPU memory as descriptors", "exported GPU memory",
-         "interprocess events", "NVML", "torch's CUDA", "Multi-Process Service"}
+         "GPUs that use each other's memory", "interprocess events", "NVML", "torch's CUDA",
+         "Multi-Process Service"}
 found = examine([one for one in ABILITIES if one.name in names])
 print(json.dumps({one.name: [one.is_there, one.found] for one in found}))
 """
@@ -234,6 +236,7 @@ def test_with_a_gpu_its_figures_are_told(tmp_path):
     assert found.pop("CUDA driver") == [True, "CUDA 13.0"]
     assert found.pop("GPUs") == [True, f"cuda:0 is Stand-in, {UUID}, 8.0 GB, 6.5 GB free"]
     assert found.pop("exported GPU memory") == [True, "without a context"]
+    assert found.pop("GPUs that use each other's memory") == [False, "there is one GPU"]
     assert found.pop("Multi-Process Service") == [True, str(tmp_path / CONTROL)]
     is_there, said = found.pop("NVML")
     assert is_there
@@ -253,7 +256,7 @@ def test_without_a_driver_every_row_says_so(tmp_path):
     without_driver = [False, "the CUDA driver (libcuda.so.1) cannot be loaded"]
     assert [name for name, row in found.items() if row == without_driver] == [
         "CUDA driver", "GPUs", "virtual memory management", "GPU memory as descriptors", "exported GPU memory",
-        "interprocess events",
+        "GPUs that use each other's memory", "interprocess events",
     ]  # fmt: skip
     assert found["NVML"] == [False, "NVML Shared Library Not Found"]
 
@@ -263,6 +266,18 @@ def test_a_gpu_that_lacks_something_is_named(monkeypatch):
     monkeypatch.setattr(gpu_abilities.cuda, "attribute", lambda ordinal, name: ordinal % 2)
     with pytest.raises(Missing, match=r"^cuda:0, cuda:2 cannot$"):
         gpu_abilities.attribute("IPC_EVENT_SUPPORTED")
+
+
+def test_which_gpus_use_each_others_memory_is_told(monkeypatch):
+    peers = {0: (1, 2), 1: (0,), 2: (0,), 3: ()}
+    monkeypatch.setattr(gpu_abilities.cuda, "count", lambda: len(peers))
+    monkeypatch.setattr(
+        gpu_abilities.cuda, "describe", lambda ordinal: GpuInfo(ordinal, "GPU-1", "One", 8, peers[ordinal])
+    )
+    assert gpu_abilities.peers() == "cuda:0 that of cuda:1, cuda:2; cuda:1 that of cuda:0; cuda:2 that of cuda:0"
+    peers |= dict.fromkeys(peers, ())
+    with pytest.raises(Missing, match=r"^no GPU can$"):
+        gpu_abilities.peers()
 
 
 def test_a_torch_that_finds_no_gpu_is_told(monkeypatch):

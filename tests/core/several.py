@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from core.invariants import CheckedCore
 from core.simulated import LoadPlan
@@ -79,7 +79,9 @@ class DeviceWorld(World):
     def __init__(self, several: Several, index: int, host: Core | None, **options: object) -> None:
         self.several = several
         self.index = index
-        position = Position(f"cpu:{index}", index, several.count)
+        name, *others = sorted(map("cpu:{}".format, range(several.count)), key=lambda one: one != f"cpu:{index}")
+        peers = others if several.peers is None else several.peers.get(name, ())
+        position = Position(name, index, several.count, peers=tuple(peers))
         super().__init__(checked=CheckedDevice, position=position, host=host, **options)
 
     @property
@@ -107,11 +109,15 @@ class Several:
 
     Args:
         count: how many.
+        peers: by device, the others within its reach; None: all.
         options: of each core.
     """
 
-    def __init__(self, count: int = 2, **options: object) -> None:
+    def __init__(
+        self, count: int = 2, peers: Mapping[str, Sequence[str]] | None = None, **options: object
+    ) -> None:
         self.count = count
+        self.peers = peers
         self.now = 1000.0
         self.devices: Devices | None = None
         self._timers: list[tuple[float, int, Callable[[], None]]] = []

@@ -6,6 +6,7 @@ import pytest
 from core.several import CHANGED, MB, several, sized
 from core.simulated import LoadPlan
 from onecopy.pool.core import events
+from onecopy.pool.core.reach import within_reach
 from onecopy.protocol.messages import BuildModel, Thaw
 
 
@@ -44,6 +45,42 @@ def test_it_is_not_divided_where_it_is_not_to_be():
     loaded = pool.host.load("large", plan=sized(*[4 * MB] * 4), divide=False)
     pool.pass_time(3.0)
     assert pool.host.outcome(loaded) == "out_of_budget"
+
+
+def test_it_is_divided_among_those_within_reach_of_where_it_runs():
+    pool = several(3, peers={"cpu:1": ["cpu:2"], "cpu:2": ["cpu:1"]})
+    pool.host.load("other", plan=sized(2 * MB), devices=["cpu:2"], pin=True)
+    loaded = pool.host.load("large", plan=sized(*[MB * 7 // 4] * 7))
+    pool.pass_time(3.0)
+    assert pool.host.outcome(loaded) == "done"
+    assert pool.device_of_model("large") == ["cpu:1"], "of the two it has more room"
+    taken_bytes = [world.core.ledger.accounts()["weights"] for world in pool.worlds]
+    assert taken_bytes[0] == 0
+    assert sum(taken_bytes) == MB * 7 // 4 * 7 + 2 * MB
+    assert list(rooms_of(pool)[0]) == ["cpu:1", "cpu:2"]
+
+
+def test_it_is_refused_where_none_can_use_the_memory_of_another():
+    pool = several(peers={})
+    loaded = pool.host.load("large", plan=sized(*[4 * MB] * 4))
+    alone = pool.host.load("alone", plan=sized(*[4 * MB] * 4), devices=["cpu:0"])
+    whole = pool.host.load("whole", plan=sized(*[4 * MB] * 4), divide=False)
+    pool.pass_time(3.0)
+    for caller in (loaded, alone, whole):
+        assert pool.host.outcome(caller) == "out_of_budget"
+    why = "; it is not divided, because none of these can use the memory of another"
+    assert pool.host.answers[loaded].error["message"].endswith(why)
+    assert why not in pool.host.answers[alone].error["message"]
+    assert why not in pool.host.answers[whole].error["message"]
+
+
+def test_it_runs_where_most_room_is_within_reach():
+    rooms = {"a": 5, "b": 4, "c": 4, "d": 3}
+    chain = {"a": ["b"], "b": ["a", "c"], "c": ["b", "elsewhere"], "d": []}
+    assert list(within_reach(rooms, chain).items()) == [("b", 4), ("a", 5), ("c", 4)]
+    everyone = {one: [other for other in rooms if other != one] for one in rooms}
+    assert list(within_reach(rooms, everyone)) == ["a", "b", "c", "d"]
+    assert within_reach({"d": 3}, chain) == {"d": 3}
 
 
 def test_a_divided_load_that_failed_is_tried_again_with_what_room_there_is_then():

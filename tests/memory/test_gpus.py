@@ -212,8 +212,29 @@ REFUSED = "try:\n    visible()\nexcept ConfigError as error:\n    say(str(error)
 
 def test_gpus_are_told_in_the_order_in_which_cuda_shows_them(machine):
     first, second = ["Stand-in One", 8_000_000_000], ["Stand-in Two", 16_000_000_000]
-    assert machine.run(VISIBLE) == [[[0, FIRST, *first], [1, SECOND, *second]]]
-    assert machine.run(VISIBLE, CUDA_VISIBLE_DEVICES=f"{SECOND},0") == [[[0, SECOND, *second], [1, FIRST, *first]]]
+    assert machine.run(VISIBLE) == [[[0, FIRST, *first, []], [1, SECOND, *second, []]]]
+    chosen = machine.run(VISIBLE, CUDA_VISIBLE_DEVICES=f"{SECOND},0")
+    assert chosen == [[[0, SECOND, *second, []], [1, FIRST, *first, []]]]
+
+
+def test_of_each_it_is_told_whose_memory_it_can_use(machine):
+    third = "gpu GPU-33333333-0000-4000-8000-000000000003 8000000000 0 Stand-in Three\n"
+    machine.file.write_text(TWO + third + "peers 0 2\n")
+    peers = "say([gpu.peers for gpu in visible()])\n"
+    assert machine.run(peers) == [[[[2], [], [0]]]]
+    assert machine.run(peers, CUDA_VISIBLE_DEVICES="2,1,0") == [[[[2], [], [0]]]]
+    assert machine.run(peers, CUDA_VISIBLE_DEVICES="0,1") == [[[[], []]]]
+
+
+def test_memory_of_another_is_mapped_only_where_it_can_be_used(machine):
+    program = (
+        "fd = cuda.create(2 << 20, 1)\n"
+        "try:\n    say(len(cuda.DeviceMapping(fd, 2 << 20, 0, is_writable=True)))\n"
+        "except cuda.CudaError as error:\n    say(str(error))\n"
+    )
+    assert machine.run(program) == [["cuMemSetAccess: CUDA_ERROR_INVALID_DEVICE"]]
+    machine.file.write_text(TWO + "peers 0 1\n")
+    assert machine.run(program) == [[2 << 20]]
 
 
 def test_a_process_that_looks_which_there_are_may_fork_afterwards(machine):

@@ -19,9 +19,11 @@ def found(name: str, *parts: tuple[str, int], **settings) -> Found:
     return Found(name, regions, manifest=[name], **{"private_bytes": 0, **settings})
 
 
-def planned(*models: Found, limits=(CPU,), workers=4, slots=2, slot_bytes=0, history=None, only=None) -> Plan:
+def planned(
+    *models: Found, limits=(CPU,), workers=4, slots=2, slot_bytes=0, history=None, only=None, peers=None
+) -> Plan:
     terms = Terms(workers, slots, slot_bytes, 50 * MB)
-    return made_plan(models, BASE, limits, terms, history=history or {}, only=only or {})
+    return made_plan(models, BASE, limits, terms, history=history or {}, only=only or {}, peers=peers)
 
 
 def test_equal_parts_count_once_and_each_model_tells_what_is_its_own():
@@ -173,6 +175,8 @@ def test_one_that_may_not_be_divided_or_does_not_fit_even_so_says_by_how_much():
     assert not whole.fits
     cards = [one._replace(name=one.name.replace("cpu", "cuda")) for one in TWO]
     assert planned(layers(45), limits=cards, workers=1).models[0].device in {"cuda:0", "cuda:1"}
+    linked = {"cuda:0": ["cuda:1"], "cuda:1": ["cuda:0"]}
+    assert planned(layers(45), limits=cards, workers=1, peers=linked).models[0].device == "cuda:1, cuda:0"
     only = planned(layers(45), limits=TWO, workers=1, only={"large": ["cpu:1"]})
     assert only.models[0].device == "cpu:1"
     more = planned(layers(90), limits=TWO, workers=1)

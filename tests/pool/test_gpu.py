@@ -12,7 +12,7 @@ import cuda_driver
 import psutil
 import pytest
 import torch
-from gpu_models import WIDTH, Net, Same, Stuck, Wide
+from gpu_models import WIDTH, Layers, Net, Same, Stuck, Wide
 from leftovers import wait_until
 from onecopy.pool import ConfigError, InvalidRequest, LoadFailed, Model, OutOfBudget, Pool, WorkerDied
 
@@ -250,6 +250,15 @@ def two_gpus(monkeypatch, tmp_path):
     line = "gpu GPU-0000000{0}-0000-4000-8000-00000000000{0} 4294967296 0 Stand-in\n"
     (tmp_path / "gpus").write_text(line.format(1) + line.format(2))
     monkeypatch.setenv("STAND_IN_GPUS", str(tmp_path / "gpus"))
+    return tmp_path / "gpus"
+
+
+@pytest.fixture
+def linked_gpus(two_gpus):
+    if torch.cuda.is_available() and not torch.cuda.can_device_access_peer(0, 1):
+        pytest.skip("the GPUs cannot use each other's memory")
+    with two_gpus.open("a") as file:
+        file.write("peers 0 1\n")
 
 
 def test_on_several_gpus_weights_are_once_on_each_that_has_them(two_gpus):
@@ -272,10 +281,36 @@ def test_a_gpu_may_be_named_by_its_uuid(two_gpus):
         Pool({"net": Net(1)}, devices={"cuda:GPU-0": {}})
 
 
-def test_a_model_that_fits_on_no_gpu_is_not_divided(two_gpus):
-    small = {"cuda:0": {"budget": "200MiB"}, "cuda:1": {"budget": "200MiB"}}
-    refusal = pytest.raises(OutOfBudget, match=r"on cuda:[01], .*; .*on cuda:[01], ")
-    with Pool({"net": Model(Net)}, workers=1, devices=small) as pool, refusal:
+SMALL = {f"cuda:{number}": {"budget": "200MiB", "reserve": 0} for number in range(2)}
+
+
+@pytest.mark.parametrize("how", ["built", "from a file"])
+def test_a_model_that_fits_on_no_gpu_is_divided_among_those_that_reach_each_other(linked_gpus, how, tmp_path):
+    from safetensors.torch import save_file
+
+    module = Layers(6, 40 * MIB)
+    model = Model(Layers, args=(6, 40 * MIB))
+    if how == "from a file":
+        save_file(module.state_dict(), tmp_path / "weights.safetensors")
+        model = Model(Layers, args=(6, 40 * MIB), weights=str(tmp_path / "weights.safetensors"))
+    with Pool({"large": model}, workers=1, devices=SMALL) as pool:
+        for _ in range(3):
+            torch.testing.assert_close(pool.run("large", torch.ones(1)), module(torch.ones(1)))
+        taken_bytes = [account(pool, name).accounts["weights"] for name in SMALL]
+        assert sorted(taken_bytes) == [120 * MIB, 120 * MIB + GRAIN], "and what is small, in one pack"
+        (loaded,) = pool.models()
+        assert loaded.device in SMALL
+        assert any("it fits on no device alone, and is divided: " in text for text in pool.status().fallbacks)
+        with pytest.raises(InvalidRequest, match="it is divided among devices"):
+            pool.evict("large")
+        pool.unload("large")
+        assert wait_until(lambda: sum(account(pool, name).accounts["weights"] for name in SMALL) == 0)
+
+
+@stand_in_only
+def test_a_model_that_fits_on_no_gpu_is_refused_where_none_can_use_anothers_memory(two_gpus):
+    refusal = pytest.raises(OutOfBudget, match=r"on cuda:[01], .*; .*on cuda:[01], .*; it is not divided, because")
+    with Pool({"net": Model(Net)}, workers=1, devices=SMALL) as pool, refusal:
         pool.load("large", Model(Same, args=(0, 300 * MIB)))
 
 

@@ -151,7 +151,7 @@ def make(tmp_path):
             from replaying import fresh_core
         finally:
             sys.path.remove(str(REPLAY.parent))
-        header = Header("1", Settings(workers=1).to_wire(), [1 << 34], {}, {})
+        header = Header("1", Settings(workers=1).to_wire(), [1 << 34], {"cpu": []}, {}, {})
         made.append(Recorder(header, str(tmp_path / "records"), most, reactor, lambda *_: None))
         return fresh_core(header), made[-1]
 
@@ -264,7 +264,7 @@ def test_what_was_kept_in_part_is_not_run_again_even_where_nothing_lacks_before_
 
 def test_what_is_no_record_is_refused_by_name(tmp_path):
     file = tmp_path / "file"
-    good = json.dumps({"format": 1, **Header("1", {}, [1], {}, {})._asdict()})
+    good = json.dumps({"format": 1, **Header("1", {}, [1], {"cpu": []}, {}, {})._asdict()})
     for text, complaint in (
         ("", "it does not begin as a record does"),
         ("[]", "it does not begin as a record does"),

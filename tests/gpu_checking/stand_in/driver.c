@@ -2,7 +2,8 @@
 
    Device memory is a memfd, so that it outlives processes as the real one does; a mapping is one of this machine's
    memory, so that a tensor of the CPU can lie on it and a write through a read-only mapping faults. It is strict
-   about granularity, exact ranges and handles; result codes are those of cuda.h. A launched kernel is a thread.
+   about granularity, exact ranges and handles, and about who may use whose memory: the mode of its file says whose
+   it is. Result codes are those of cuda.h. A launched kernel is a thread.
    What GPUs there are stands in gpus.h; of these CUDA_VISIBLE_DEVICES chooses when the driver is initialised. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -28,7 +29,7 @@ typedef unsigned long long Handle, Address;
 struct range {
     Address start;
     size_t size;
-    int rights;
+    int rights, gpu;
 };
 
 static int is_initialized;
@@ -57,7 +58,7 @@ static Result add(struct range *ranges, Address start, size_t size)
 {
     for (int i = 0; i < MOST; i++)
         if (!ranges[i].size) {
-            ranges[i] = (struct range){start, size, 0};
+            ranges[i] = (struct range){start, size, 0, 0};
             return SUCCESS;
         }
     return OUT_OF_MEMORY;
@@ -80,10 +81,16 @@ static int is_held(Handle handle)
     return handle && handle < handles && descriptors[handle] >= 0;
 }
 
-static int make(size_t size)
+static int make(size_t size, int gpu)
 {
     int descriptor = memfd_create("stand-in-device", MFD_CLOEXEC);
-    return ftruncate(descriptor, (off_t)size) ? -1 : descriptor;
+    return ftruncate(descriptor, (off_t)size) || fchmod(descriptor, 0600 | gpu) ? -1 : descriptor;
+}
+
+static int gpu_of(int descriptor)
+{
+    struct stat found;
+    return fstat(descriptor, &found) ? -1 : (int)found.st_mode & 07;
 }
 
 /* The number of the GPU that an entry of CUDA_VISIBLE_DEVICES means: a number, or the beginning of a UUID. */
@@ -185,6 +192,19 @@ Result cuDeviceGetAttribute(int *value, int name, int device)
     return is_device(device) ? SUCCESS : INVALID_DEVICE;
 }
 
+static int can_use(int gpu, int of)
+{
+    return gpu == of || machine.peers[gpu][of];
+}
+
+Result cuDeviceCanAccessPeer(int *can, int device, int other)
+{
+    if (!is_device(device) || !is_device(other))
+        return INVALID_DEVICE;
+    *can = device != other && can_use(visible[device], visible[other]);
+    return SUCCESS;
+}
+
 Result cuCtxGetCurrent(void **context)
 {
     *context = current;
@@ -201,6 +221,13 @@ Result cuDevicePrimaryCtxRetain(void **context, int device)
 {
     *context = &is_initialized;
     return SUCCESS;
+}
+
+Result cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *is_active)
+{
+    *flags = 0;
+    *is_active = device == 0 && current;
+    return is_device(device) ? SUCCESS : INVALID_DEVICE;
 }
 
 Result cuCtxSynchronize(void)
@@ -230,7 +257,7 @@ Result cuMemCreate(Handle *handle, size_t size, const int *properties, unsigned 
     if (!size || !is_whole(size) || !is_device(properties[3])
         || memcmp(properties, pinned_with_fd_on_a_device, sizeof pinned_with_fd_on_a_device))
         return INVALID_VALUE;
-    return size > (size_t)4 << 30 ? OUT_OF_MEMORY : remember(make(size), size, handle);
+    return size > (size_t)4 << 30 ? OUT_OF_MEMORY : remember(make(size, visible[properties[3]]), size, handle);
 }
 
 Result cuMemExportToShareableHandle(int *descriptor, Handle handle, int kind, unsigned long long flags)
@@ -287,7 +314,10 @@ Result cuMemMap(Address address, size_t size, size_t offset, Handle handle, unsi
             return INVALID_VALUE;
     int flags_of_map = MAP_SHARED | MAP_FIXED;
     void *found = mmap((void *)address, size, PROT_NONE, flags_of_map, descriptors[handle], (off_t)offset);
-    return found == MAP_FAILED ? INVALID_VALUE : add(mapped, address, size);
+    if (found == MAP_FAILED || add(mapped, address, size))
+        return INVALID_VALUE;
+    find(mapped, address, size)->gpu = gpu_of(descriptors[handle]);
+    return SUCCESS;
 }
 
 Result cuMemUnmap(Address address, size_t size)
@@ -306,6 +336,8 @@ Result cuMemSetAccess(Address address, size_t size, const int *access, size_t co
     int rights = access[2];
     if (!range || count != 1 || access[0] != 1 || !is_device(access[1]) || (rights != READ && rights != READ_WRITE))
         return INVALID_VALUE;
+    if (!can_use(visible[access[1]], range->gpu))
+        return INVALID_DEVICE;
     range->rights = rights;
     return mprotect((void *)address, size, rights == READ ? PROT_READ : PROT_READ | PROT_WRITE);
 }
@@ -323,7 +355,7 @@ Result cuMemAlloc_v2(Address *address, size_t size)
 {
     if (!current)
         return INVALID_CONTEXT;
-    *address = (Address)mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, make(size), 0);
+    *address = (Address)mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, make(size, visible[0]), 0);
     return SUCCESS;
 }
 

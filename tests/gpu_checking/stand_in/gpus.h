@@ -5,6 +5,7 @@
        gpu UUID TOTAL_BYTES USED_BYTES NAME          from number 0 on, as NVML counts
        process GPU PID USED_BYTES compute|mps        USED_BYTES may be - where NVML would not tell
        lost GPU                                      it has fallen off the bus
+       peers GPU GPU                                 each can use the memory of the other
 
    Without a file there is one GPU of 8 GiB that nobody uses. */
 #include <stdio.h>
@@ -30,6 +31,7 @@ struct machine {
     struct gpu gpus[MOST_GPUS];
     struct process processes[MOST_PROCESSES];
     int gpu_count, process_count;
+    int peers[MOST_GPUS][MOST_GPUS];
 };
 
 static void read_line(struct machine *machine, const char *line)
@@ -37,7 +39,7 @@ static void read_line(struct machine *machine, const char *line)
     struct gpu gpu = {0};
     struct process process = {0};
     char used[TEXT], kind[TEXT];
-    int number;
+    int number, other;
     if (sscanf(line, "gpu %95s %llu %llu %95[^\n]", gpu.uuid, &gpu.total, &gpu.used, gpu.name) == 4
         && machine->gpu_count < MOST_GPUS)
         machine->gpus[machine->gpu_count++] = gpu;
@@ -48,6 +50,9 @@ static void read_line(struct machine *machine, const char *line)
         machine->processes[machine->process_count++] = process;
     } else if (sscanf(line, "lost %d", &number) == 1 && 0 <= number && number < machine->gpu_count)
         machine->gpus[number].is_lost = 1;
+    else if (sscanf(line, "peers %d %d", &number, &other) == 2 && 0 <= number && number < machine->gpu_count
+             && 0 <= other && other < machine->gpu_count)
+        machine->peers[number][other] = machine->peers[other][number] = 1;
     else {
         fprintf(stderr, "STAND_IN_GPUS has a line that tells nothing: %s\n", line);
         abort();

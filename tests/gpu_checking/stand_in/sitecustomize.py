@@ -1,6 +1,8 @@
 """Puts the CPU in the GPU's place in every process of a rehearsal, and makes what it works on small."""
 
 import sys
+import time
+from collections.abc import Callable
 
 from gpu_checking import units, vmm
 
@@ -20,6 +22,14 @@ def stand_in_for_gpu() -> None:
     torch.cuda.init = init
     torch.cuda.set_device = torch.cuda.synchronize = lambda *_: None
     torch_side.gpu = lambda: torch.device("cpu")
+    torch_side.median_ms = milliseconds
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    """Return how long something takes by the processor's clock."""
+    started_at = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - started_at)
 
 
 if "gpu_checking.child" in sys.orig_argv:
