@@ -109,11 +109,12 @@ class Loading:
         """Serve those who wait for memory, as far as there is any."""
         if not (self._admission or self._library.holdings.unmapped or self._library.has_postponed):
             return
-        for claim, error in self._eviction.proceed(now):
-            if isinstance(claim, ReturnClaim):
-                self._cannot_return(claim.version, error)
-            elif not self._goes_elsewhere(claim.filler, error):
-                self.filling_failed(events.FillingFailed(claim.filler, error), now)
+        while refused := self._eviction.proceed(now):  # again, as an older version may be wanted instead
+            for claim, error in refused:
+                if isinstance(claim, ReturnClaim):
+                    self._cannot_return(claim.version, error)
+                elif not self._goes_elsewhere(claim.filler, error):
+                    self.filling_failed(events.FillingFailed(claim.filler, error), now)
         if not self._admission:
             self._library.resume_postponed()
 

@@ -417,3 +417,20 @@ def test_loaders_that_do_not_die_keep_no_others_from_loading():
 def test_a_context_that_is_only_expected_keeps_nobody_out_of_a_small_gpu():
     world = on_gpu("a", room_mb=200)
     assert states(world) == {"a": "ready"}
+
+
+def test_what_an_older_version_would_have_to_answer_fails_if_it_cannot_return_either():
+    """Also where nothing else happens that would bring it up again: the loader is killed, and does not die."""
+    world = on_gpu("a", room_mb=150)
+    world.evict("a")
+    world.pass_time(1.0)
+    world.load("b", workspace="private", plan=ONE, pin=True)
+    world.pass_time(1.0)
+    world.habits.stubborn = {signal.SIGKILL}
+    too_large = LoadPlan(seconds=0.05, wants=((200 * MB, b""),))
+    caller = world.load("a", workspace="private", plan=too_large)
+    number = world.submit("a")
+    world.pass_time(60.0)
+    assert world.outcome(caller) == "out_of_budget"
+    assert world.code(number) == "out_of_budget"
+    assert states(world) == {"a": "evicted", "b": "ready"}
