@@ -176,7 +176,7 @@ class Run(NamedTuple):
     Each of ``parts`` is one request, ``[body, places, reply, calls, buffers]``: the first four as in `Submit`, and
     how many of the buffers are its own, in their order. ``credit`` is from 1 on for a stream, of which that many
     items may come for now. It runs on the cores of ``seat``, and in ``slot``, of which ``limit_bytes`` may be
-    used; slot 0: in none.
+    used; slot 0: in none. ``priority`` is the highest of its requests'.
     """
 
     attempt: int
@@ -187,6 +187,7 @@ class Run(NamedTuple):
     seat: int
     slot: int
     limit_bytes: int
+    priority: int
 
 
 class ContinueRun(NamedTuple):

@@ -240,7 +240,7 @@ class _Undo:
 
 
 def call(function: str, *arguments: Any) -> Any:
-    """Call the driver; return what it gave, None if that is nothing.
+    """Call the driver; return what it gave, a tuple if that is several things, None if it is nothing.
 
     Args:
         function: its name in cuda.h.
@@ -252,7 +252,16 @@ def call(function: str, *arguments: Any) -> Any:
     result, *values = getattr(_driver(), function)(*arguments)
     if int(result):
         raise CudaError(function, result)
-    return values[0] if values else None
+    return tuple(values) if len(values) > 1 else values[0] if values else None
+
+
+def named(name: str) -> Any:
+    """Return an enumeration, or a structure, of cuda.h.
+
+    Raises:
+        CudaError: the driver cannot be used.
+    """
+    return getattr(_driver(), name)
 
 
 @cache

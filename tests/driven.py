@@ -134,7 +134,7 @@ class Worker:
         buffers = [buffer for _, own in parts for buffer in own]
         slot = SLOT if slot_bytes else 0
         wires = [wire for wire, _ in parts]
-        self.channel.send(Run(self._attempts, held, method, wires, credit, 0, slot, slot_bytes), buffers)
+        self.channel.send(Run(self._attempts, held, method, wires, credit, 0, slot, slot_bytes, 0), buffers)
         return self._attempts
 
     def receive(self, kind: type[Message]) -> Delivery:

@@ -90,7 +90,7 @@ class Bench:
     def send(self, attempt, *parts):
         """Let an attempt come that is to run later; see `run_next`."""
         buffers = [buffer for _, own in parts for buffer in own]
-        self.supervisor.send(Run(attempt, 1, "__call__", [wire for wire, _ in parts], 0, 0, 0, 0), buffers)
+        self.supervisor.send(Run(attempt, 1, "__call__", [wire for wire, _ in parts], 0, 0, 0, 0, 0), buffers)
 
     def run_next(self, model, **options):
         """Run the attempt that has come first; return the result, or the error, of each part."""
@@ -100,7 +100,7 @@ class Bench:
     def run(self, model, *parts, method="__call__", credit=0, **options):
         """Return the result, or the error, of each part."""
         buffers = [buffer for _, own in parts for buffer in own]
-        order = Run(1, 1, method, [wire for wire, _ in parts], credit, 0, 0, 0)
+        order = Run(1, 1, method, [wire for wire, _ in parts], credit, 0, 0, 0, 0)
         return self._run(model, order, Delivery(order, buffers, []), **options)
 
     def _run(self, model, order, delivery, grad=False, graphs=None, **options):

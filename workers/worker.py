@@ -43,6 +43,7 @@ from .runs import Answers, Runs
 from .slot import Workspace
 from .streams import Streams
 from .transfers import transfers_of
+from .urgency import Urgency
 
 
 class Worker:
@@ -68,6 +69,7 @@ class Worker:
         self._marks = marks
         self._held = held
         self._gpu = gpu
+        self._urgency = Urgency(gpu)  # first of all, because memory belongs to the stream that it is used on
         self._inbox = Inbox(channel)
         transfers = transfers_of(gpu)
         self._mailboxes = Mailboxes(copies=transfers is None)
@@ -138,6 +140,7 @@ class Worker:
             return [cancelled()] * len(order.parts), []
         held = self._held[order.weight_set]
         self._workspace.sit(order.seat)
+        self._urgency.follow(order.priority)
         try:
             function = held.method(order.method)
         except BaseException as error:

@@ -100,15 +100,18 @@ class Attempts:
         lease = self._workspace.lease(worker.child, version)
         parts: list[Any] = []
         buffers: list[Any] = []
+        priority = first.submit.priority
         for request in requests:
             request.attempt = attempt
             request.life.become("running")
             if request.mailboxes:
                 self._mailboxes.give(worker.child, request.mailboxes)
             submit = request.submit
+            priority = max(priority, submit.priority)
             parts.append([submit.body, submit.places, submit.reply, submit.calls, len(request.buffers)])
             buffers += request.buffers
-        order = Run(attempt, version.number, first.submit.method or model.method, parts, first.credit, *lease)
+        method = first.submit.method or model.method
+        order = Run(attempt, version.number, method, parts, first.credit, *lease, priority)
         self._out.append(ToChild(worker.child, order, buffers, ()))
 
     # --- what becomes of it ---------------------------------------------------------------------------------

@@ -122,8 +122,9 @@ class Homes:
         allowed = self._allowed(_names(load))
         for core in allowed:
             core.ledger.expect_no_more()  # what others are only expected to take is room for it
-        room = within_reach({core.name: _room_bytes(core) for core in allowed}, self._peers(allowed))
-        return self.named(next(iter(room))), arrival._replace(room=room)
+        reached = within_reach({core.name: _room_bytes(core) for core in allowed}, self._peers(allowed))
+        room = {core.name: reached[core.name] for core in allowed if core.name in reached}
+        return self.named(next(iter(reached))), arrival._replace(room=room)
 
     # --- inside ---------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ region = os.dup(fd)
 workspace.map(MapSlot(1, 64 * MB), [fd])
 
 def run(call):
-    return workspace.run(Run(1, 1, "", [], 0, 0, 1, 64 * MB), call, is_strict=False)
+    return workspace.run(Run(1, 1, "", [], 0, 0, 1, 64 * MB, 0), call, is_strict=False)
 """
 
 

@@ -22,6 +22,11 @@ def batches(out):
     ]
 
 
+def priorities(out):
+    """How urgent each run is."""
+    return [one.message.priority for one in out if isinstance(getattr(one, "message", None), Run)]
+
+
 def started(workers=1, **options):
     core = Told(workers).start()
     core.declare("m", **{"max_batch": 4, "adaptive": False, **options})
@@ -49,6 +54,15 @@ def test_no_batch_is_larger_than_the_model_allows():
         core.submit(number)
     assert batches(core.ended(1, 1, 1)) == [[2, 3, 4, 5]]
     assert batches(all_ended(core, 1, 2, (2, 3, 4, 5))) == [[6, 7]]
+
+
+def test_a_batch_is_as_urgent_as_the_most_urgent_of_it():
+    core = started(max_batch=2)
+    assert priorities(core.submit(1, priority=-10)) == [-10]
+    for number, priority in enumerate((0, 7, -10, -20), 2):
+        core.submit(number, priority=priority)
+    assert priorities(core.ended(1, 1, 1)) == [7]
+    assert priorities(all_ended(core, 1, 2, (3, 2))) == [-10]
 
 
 def test_many_calls_of_one_request_count_as_many():

@@ -83,7 +83,7 @@ def run(
     child: int, attempt: int, number: int, weight_set: int = 1, client: str = "ann", *, seat: int = 0
 ) -> ToChild:
     parts = [[body_of(client, number), [], [], 0, 0]]
-    return ToChild(child, Run(attempt, weight_set, "__call__", parts, 0, seat, 0, 0), [], ())
+    return ToChild(child, Run(attempt, weight_set, "__call__", parts, 0, seat, 0, 0, 0), [], ())
 
 
 def thaw(child: int, weight_set: int = 1, name: str = "m", *, eager: bool = False, **options: object) -> ToChild:

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from cuda_driver import for_processes, load
+from gpu_models import Urgent
 from leftovers import pool_processes, wait_until
-from onecopy.pool import ConfigError, Pool, PoolError
+from onecopy.pool import ConfigError, Model, Pool, PoolError
 from onecopy.pool.devices import read_devices
 from onecopy.pool.settings import Settings
 from onecopy.pool.supervisor import mps as service
@@ -149,6 +151,18 @@ def test_daemon_and_clients_are_shown_gpus_by_what_both_call_them(program, pool,
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", uuid)  # as good as it is
     one.start()
     assert "CUDA_VISIBLE_DEVICES" not in one.zygotes["cuda:1"].environment
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks the stand-in for the driver")
+@pytest.mark.parametrize("mps", ["on", "off"])
+def test_where_workers_compute_at_the_same_time_the_gpu_hears_of_priorities(program, tmp_path, mps):
+    gpus = {"cuda:0": {"budget": "1GiB", "reserve": 0}}
+    with (
+        for_processes(tmp_path),
+        Pool({"m": Model(Urgent)}, workers=1, devices=gpus, mps=mps) as pool,
+    ):
+        levels = [pool.model("m", priority=priority)(0) for priority in (0, 10, 0, -10, 10)]
+    assert levels == ([-3, -5, -3, 0, -5] if mps == "on" else [0] * 5)
 
 
 # --- where it cannot be used ---------------------------------------------------------------------------------

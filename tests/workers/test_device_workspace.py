@@ -52,7 +52,7 @@ class Worker:
 
     def run(self, *sizes_bytes, weight_set=1, slot=1, is_strict=False, keeps=None):
         """Let blocks of these sizes live at once; return whether that was in a slot."""
-        order = Run(1, weight_set, "", [], 0, 0, slot, SLOT_BYTES if slot else 0)
+        order = Run(1, weight_set, "", [], 0, 0, slot, SLOT_BYTES if slot else 0, 0)
 
         def call(stay):
             if stay.is_outside:
@@ -162,7 +162,7 @@ def test_what_only_a_cycle_holds_does_not_cost_the_slot(worker):
             pool.give(self.block)
 
     kept = []
-    order = Run(1, 1, "", [], 0, 0, 1, SLOT_BYTES)
+    order = Run(1, 1, "", [], 0, 0, 1, SLOT_BYTES, 0)
     gc.disable()
     try:
         worker.workspace.run(

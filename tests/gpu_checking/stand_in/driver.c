@@ -20,6 +20,7 @@
 #include "gpus.h"
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3 };
+enum { MPS_ENABLED = 133, PRIORITY = 8, GREATEST_PRIORITY = -5 };
 enum { NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 enum { GRAIN = 2 << 20, MOST = 4096, MOST_COPIES = 64, POSIX_FD = 1, READ = 1, READ_WRITE = 3, HOST_MEMORY = 1 };
 
@@ -188,7 +189,7 @@ Result cuDeviceTotalMem_v2(size_t *size, int device)
 
 Result cuDeviceGetAttribute(int *value, int name, int device)
 {
-    *value = 1;
+    *value = name != MPS_ENABLED || getenv("CUDA_MPS_PIPE_DIRECTORY");
     return is_device(device) ? SUCCESS : INVALID_DEVICE;
 }
 
@@ -385,8 +386,10 @@ struct copy {
 
 struct stream {
     struct copy copies[MOST_COPIES];
-    int count;
+    int count, priority;
 };
+
+static int last_priority;
 
 Result cuMemHostAlloc(void **memory, size_t size, unsigned flags)
 {
@@ -411,6 +414,40 @@ Result cuStreamCreate(void **stream, unsigned flags)
 {
     *stream = calloc(1, sizeof(struct stream));
     return current ? SUCCESS : INVALID_CONTEXT;
+}
+
+Result cuCtxGetStreamPriorityRange(int *least, int *greatest)
+{
+    *least = 0, *greatest = GREATEST_PRIORITY;
+    return current ? SUCCESS : INVALID_CONTEXT;
+}
+
+Result cuStreamCreateWithPriority(void **stream, unsigned flags, int priority)
+{
+    if (cuStreamCreate(stream, flags))
+        return INVALID_CONTEXT;
+    last_priority = ((struct stream *)*stream)->priority = priority;
+    return SUCCESS;
+}
+
+Result cuStreamSetAttribute(void *stream, int name, const int *value)
+{
+    if (name != PRIORITY || *value > 0 || *value < GREATEST_PRIORITY)
+        return INVALID_VALUE;
+    last_priority = ((struct stream *)stream)->priority = *value;
+    return SUCCESS;
+}
+
+Result cuStreamGetPriority(void *stream, int *priority)
+{
+    *priority = ((struct stream *)stream)->priority;
+    return SUCCESS;
+}
+
+/* For models of tests, which do not know the stream of their worker. */
+int stand_in_priority(void)
+{
+    return last_priority;
 }
 
 Result cuStreamSynchronize(void *given)
