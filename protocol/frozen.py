@@ -26,6 +26,7 @@ from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .casting import Casts
 from .contents import OpenFiles, contents_of
 from .culprit import path_to
 from .filling import Filling
@@ -95,18 +96,23 @@ class Frozen:
         """How much of it stays in files."""
         return sum(self.manifest.storages[index].size_bytes for index in self._in_files)
 
-    def fillings(self, files: OpenFiles, gpu: Gpu | None = None) -> list[Filling | str]:
+    def fillings(
+        self, files: OpenFiles, gpu: Gpu | None = None, casts: Casts | None = None
+    ) -> list[Filling | str]:
         """Return what each region of the manifest is to hold; the path for one that is a file itself.
 
         Args:
             files: opens the files that contents lie in; they are read from as long as it is.
             gpu: that which it was frozen for.
+            casts: what is to be cast on the way there.
 
         Raises:
             ValueError: the object was re-pointed already.
             OSError: a file cannot be read.
         """
         contents = contents_of(self._held(), files)
+        if casts is not None:
+            contents = casts.applied(list(self._held()), contents, files)
         uploads = Uploads(gpu) if gpu is not None else None
         regions: list[Filling | str] = [
             Filling(size_bytes, [], uploads if index in self.manifest.on_device else None)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MAP_NORESERVE = 0x4000
 """From ``<bits/mman.h>``, the same on every Linux architecture that torch supports; `mmap` lacks its name."""
 
+_PROT_NONE = 0  # `mmap` lacks this one, too
 _FAILED = ctypes.c_void_p(-1).value
 
 #: Bytes at an address range that is given back when nobody refers to them any more.
@@ -77,16 +78,29 @@ def map_shared(fd: int, size_bytes: int, *, is_inherited: bool) -> Mapping:
     return mapping
 
 
+def reserved(size_bytes: int) -> Mapping:
+    """Return addresses with no memory behind them: an access there ends the process.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    return _mapped(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, _PROT_NONE)
+
+
 def _map(fd: int, size_bytes: int, flags: int) -> Mapping:
     if size_bytes <= 0:
         raise ValueError(f"a mapping of {size_bytes} bytes was asked for; it must have at least one")
     found_bytes = os.fstat(fd).st_size
     if found_bytes < size_bytes:  # the pages behind the end would be there, and kill whoever touches them
         raise ValueError(f"a mapping of {size_bytes} bytes was asked for; the region has {found_bytes}")
+    return _mapped(fd, size_bytes, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def _mapped(fd: int, size_bytes: int, flags: int, rights: int) -> Mapping:
     # Not through `mmap.mmap`, which keeps a descriptor open for each mapping: a model has hundreds of regions,
     # and a process may have no more than 1,024 descriptors.
     libc = _libc()
-    address = libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0)
+    address = libc.mmap(None, size_bytes, rights, flags, fd, 0)
     if address == _FAILED:
         code = ctypes.get_errno()
         raise OSError(code, f"cannot map {size_bytes} bytes: {os.strerror(code)}")

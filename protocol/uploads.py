@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from .casting import CastContent
 from .contents import Content
 from .gpu import Gpu
 
@@ -73,6 +74,11 @@ class Uploads:
         """Yield a content part by part, with where in it each begins; it is valid until the one after the next."""
         if content.on_gpu is not None:
             yield 0, content.on_gpu
+            return
+        if isinstance(content, CastContent):
+            for start_bytes, part in self._parts(content.source):
+                there = part.to(self._gpu.device, non_blocking=True)
+                yield content.place_of(start_bytes), content.cast(there)
             return
         for start_bytes in range(0, content.size_bytes, _BUFFER_BYTES):
             part = self._free_buffer()[: content.size_bytes - start_bytes]

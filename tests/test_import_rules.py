@@ -15,7 +15,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 #: Where torch and NumPy may be imported, and only inside functions; `workers` may anywhere.
 HEAVY = {"torch", "numpy"}
 MAY_USE_HEAVY = {
-    "protocol/arrays.py", "protocol/contents.py", "protocol/frozen.py", "protocol/gpu.py",
+    "protocol/arrays.py", "protocol/casting.py", "protocol/contents.py", "protocol/frozen.py", "protocol/gpu.py",
     "protocol/mapping.py", "protocol/pieces.py", "protocol/reducers.py", "protocol/regions.py",
     "protocol/skeleton.py", "protocol/uploads.py",
     "pool/lines.py",  # files of jobs and results, read by the command line

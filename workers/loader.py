@@ -10,6 +10,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from ..protocol.casting import Casts
 from ..protocol.channel import Channel, Delivery
 from ..protocol.errors import LoadFailed
 from ..protocol.filling import Filling, fill
@@ -56,7 +57,8 @@ def _build(channel: Channel, delivery: Delivery, gpu: Gpu | None) -> ModelBuilt:
 
     order = delivery.message
     assert isinstance(order, BuildModel)
-    model, notes = _handed_over(order, delivery.fds) if order.source == "frozen" else build(order)
+    casts = Casts() if gpu is not None else None
+    model, notes = _handed_over(order, delivery.fds) if order.source == "frozen" else build(order, casts)
     stay_in_files = order.options.get("residency") == "file"
     if gpu is not None:
         move_what_is_not_plain(model, gpu)
@@ -80,7 +82,7 @@ def _build(channel: Channel, delivery: Delivery, gpu: Gpu | None) -> ModelBuilt:
     if division is not None:
         notes = [*notes, division.note]
     with OpenFiles() as files:
-        regions = _fill(order, frozen.fillings(files, gpu), ChannelGranter(channel), division)
+        regions = _fill(order, frozen.fillings(files, gpu, casts), ChannelGranter(channel), division)
         files.check_unchanged()
     return ModelBuilt(
         frozen.manifest.to_wire(), frozen.skeleton, list(frozen.modules), regions, rebuild, list(notes)

@@ -13,10 +13,12 @@ import importlib
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from ..protocol.casting import Casts
 from ..protocol.errors import LoadFailed
 from ..protocol.messages import BuildModel
+from ..protocol.skeleton import is_plain
 from ..protocol.values import decode
 from .aoti_package import is_compiled, load_compiled
 from .by_reference import load
@@ -24,6 +26,13 @@ from .checkpoints import ENDINGS, load_module
 from .folders import find, load_folder, torch_dtype
 from .paths import extend_path
 from .weight_files import open_weights
+
+if TYPE_CHECKING:
+    import torch
+
+
+#: What is smaller is cast at once: most of a model's memory is in larger tensors.
+_CAST_LATER_BYTES: Final = 1 << 20
 
 
 class Built(NamedTuple):
@@ -33,8 +42,12 @@ class Built(NamedTuple):
     notes: list[str]
 
 
-def build(order: BuildModel) -> Built:
+def build(order: BuildModel, casts: Casts | None = None) -> Built:
     """Return the model that an order describes.
+
+    Args:
+        order: what it says.
+        casts: takes what of the weights in a file need not be cast yet; None: all of it is.
 
     Raises:
         LoadFailed: a name in it leads nowhere, or a file does not hold what it should.
@@ -44,14 +57,15 @@ def build(order: BuildModel) -> Built:
     options = order.options
     if order.source == "factory":
         factory, args, kwargs, prepare = pickle.loads(order.pickled)  # noqa: S301 - from the app, by unix socket
-        built = _from_factory(factory, args, kwargs, options)
+        built = _from_factory(factory, args, kwargs, options, casts if prepare is None else None)
     else:
         source, body = order.manifest
         args, kwargs = decode(body)
         if order.source == "path":
             built = _from_path(source, kwargs, options)
         else:
-            built = _from_factory(resolve(source), args, kwargs, options)
+            is_prepared = bool(order.pickled or options.get("prepare"))
+            built = _from_factory(resolve(source), args, kwargs, options, None if is_prepared else casts)
         prepare = pickle.loads(order.pickled) if order.pickled else options.get("prepare")  # noqa: S301 - so
     if prepare is None:
         return built
@@ -84,8 +98,13 @@ def resolve(name: str) -> Any:
     return found
 
 
-def cast(model: Any, dtype: str | None) -> Any:
+def cast(model: Any, dtype: str | None, casts: Casts | None = None) -> Any:
     """Cast the floating parameters and buffers of a module in place, and return it; None leaves it as it is.
+
+    Args:
+        model: the module, or what has it as ``model``.
+        dtype: to which.
+        casts: takes large tensors that can be cast later.
 
     Raises:
         LoadFailed: the model is no module.
@@ -100,21 +119,34 @@ def cast(model: Any, dtype: str | None) -> Any:
             f"dtype casts a torch.nn.Module, and this is a {type(model).__qualname__}; cast in prepare"
         )
     wanted = torch_dtype(dtype)
-    # `Module.to` would cast complex tensors too, and drop their imaginary parts.
+    if casts is not None and not all(map(is_plain, module.parameters())):
+        casts = None  # others are moved as whole modules, and that would touch what stands in for weights
+
+    def changed(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point() or tensor.dtype == wanted:  # `Module.to` would cast complex ones, too
+            return tensor
+        if casts is not None and tensor.nbytes >= _CAST_LATER_BYTES and tensor.is_contiguous():
+            return casts.stand_in(tensor, wanted)
+        return tensor.to(wanted)
+
     with torch.no_grad():
-        module._apply(lambda tensor: tensor.to(wanted) if tensor.is_floating_point() else tensor)
+        module._apply(changed)
     return model
 
 
 def _from_factory(
-    factory: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    factory: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    casts: Casts | None,
 ) -> Built:
     weights, dtype = options.get("weights"), options.get("dtype")
     if weights is None:
         return Built(cast(factory(*args, **kwargs), dtype), [])
     opened = open_weights(weights)
     module, notes = load(factory, args, kwargs, opened.state)
-    return Built(cast(module, dtype), [*opened.notes, *notes])
+    return Built(cast(module, dtype, casts), [*opened.notes, *notes])
 
 
 def _from_path(source: str, kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Built:

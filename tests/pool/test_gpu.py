@@ -226,6 +226,24 @@ def test_a_module_is_loaded_from_a_file_of_weights_straight_into_the_gpu(tmp_pat
         assert on_gpu(pool) == 40 * MIB + GRAIN
 
 
+def test_weights_of_a_file_become_of_another_dtype_on_their_way_and_equal_ones_are_there_once(tmp_path):
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.data for name, tensor in Layers(2, 20 * MIB).state_dict().items()}
+    save_file(weights, tmp_path / "wide.safetensors")
+    save_file({name: one.bfloat16() for name, one in weights.items()}, tmp_path / "narrow.safetensors")
+    args = (2, 20 * MIB)
+    models = {
+        "cast": Model(Layers, args=args, weights=str(tmp_path / "wide.safetensors"), dtype="bfloat16"),
+        "same": Model(Layers, args=args, weights=str(tmp_path / "narrow.safetensors"), dtype="bfloat16"),
+    }
+    expected = Layers(*args).bfloat16()(torch.ones(1, dtype=torch.bfloat16))
+    with Pool(models, workers=1, devices=ONE) as pool:
+        for name in models:
+            assert torch.equal(pool.run(name, torch.ones(1, dtype=torch.bfloat16)), expected)
+        assert on_gpu(pool) == 20 * MIB + GRAIN
+
+
 def test_beside_a_gpu_the_processor_can_be_a_device_and_models_choose():
     both = {"cpu": {"budget": "1GiB"}, **ONE}
     models = {"any": Model(Net, args=(1,)), "here": Model(Net, args=(2,), device="cpu"), "object": Net(3)}
