@@ -45,22 +45,21 @@ class Casts:
         self._sources[storage.data_ptr()] = tensor.detach(), dtype  # a parameter will have other data
         return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, tensor.shape, tensor.stride())
 
-    def applied(self, pieces: Sequence[Piece], contents: Sequence[Content], files: OpenFiles) -> list[Content]:
-        """Return contents with those that are to be cast in the place of stand-ins'.
+    def contents_of(self, pieces: Sequence[Piece], files: OpenFiles) -> list[Content]:
+        """Return the contents of pieces, some of which are stand-ins, in their order.
 
         Args:
-            pieces: of an object, some of which are stand-ins.
-            contents: theirs.
-            files: opens the files that sources lie in.
+            pieces: the memory.
+            files: opens the files that it, or what stand-ins stand for, is mapped from.
         """
         cast = {
             index: self._sources[one.address] for index, one in enumerate(pieces) if one.address in self._sources
         }
-        own = contents_of([_piece_of(source) for source, _ in cast.values()], files)
-        applied = list(contents)
-        for (index, (source, dtype)), content in zip(cast.items(), own, strict=True):
-            applied[index] = CastContent(pieces[index], content, files, source.dtype, dtype)
-        return applied
+        contents = contents_of(pieces, files, [_piece_of(source) for source, _ in cast.values()])
+        own, sources = contents[: len(pieces)], contents[len(pieces) :]
+        for (index, (tensor, dtype)), source in zip(cast.items(), sources, strict=True):
+            own[index] = CastContent(pieces[index], source, files, tensor.dtype, dtype)
+        return own
 
 
 class CastContent(Content):
@@ -99,7 +98,7 @@ class CastContent(Content):
         return source_bytes // self._given.itemsize * self._wanted.itemsize
 
     def release(self) -> None:
-        """Give the source's memory back, if it can be."""
+        """Let the system forget what of the source it had not cached before; see `Content.release`."""
         self.source.release()
 
 

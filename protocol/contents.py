@@ -100,16 +100,23 @@ class Content:
                     storage.resize_(0)
 
 
-def contents_of(pieces: Iterable[Piece], files: OpenFiles) -> list[Content]:
-    """Return the contents of pieces, in their order."""
-    listed = list(pieces)
+def contents_of(pieces: Iterable[Piece], files: OpenFiles, lent: Iterable[Piece] = ()) -> list[Content]:
+    """Return the contents of pieces, and of those that are lent, in their order.
+
+    Args:
+        pieces: memory that may be given back.
+        files: opens the files that it is mapped from.
+        lent: more of it, which is not given back, nor is what overlaps it.
+    """
+    own = list(pieces)
+    listed = [*own, *lent]
     origins = file_ranges((piece.address, piece.size_bytes) for piece in listed)
     for origin in origins:
         if origin is not None:
             files.note(origin)
-    overlapping = _overlapping(listed)
+    kept = _overlapping(listed) | set(range(len(own), len(listed)))
     return [
-        Content(piece, origin, files, is_alone=index not in overlapping)
+        Content(piece, origin, files, is_alone=index not in kept)
         for index, (piece, origin) in enumerate(zip(listed, origins, strict=True))
     ]
 

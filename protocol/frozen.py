@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .casting import Casts
-from .contents import OpenFiles, contents_of
+from .contents import OpenFiles
 from .culprit import path_to
 from .filling import Filling
 from .gpu import DeviceMemory, Gpu
@@ -110,9 +110,7 @@ class Frozen:
             ValueError: the object was re-pointed already.
             OSError: a file cannot be read.
         """
-        contents = contents_of(self._held(), files)
-        if casts is not None:
-            contents = casts.applied(list(self._held()), contents, files)
+        contents = (casts or Casts()).contents_of(list(self._held()), files)
         uploads = Uploads(gpu) if gpu is not None else None
         regions: list[Filling | str] = [
             Filling(size_bytes, [], uploads if index in self.manifest.on_device else None)

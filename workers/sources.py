@@ -125,7 +125,8 @@ def cast(model: Any, dtype: str | None, casts: Casts | None = None) -> Any:
     def changed(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point() or tensor.dtype == wanted:  # `Module.to` would cast complex ones, too
             return tensor
-        if casts is not None and tensor.nbytes >= _CAST_LATER_BYTES and tensor.is_contiguous():
+        is_large = tensor.nbytes >= _CAST_LATER_BYTES and tensor.is_contiguous()
+        if casts is not None and is_large and tensor.device.type == "cpu":
             return casts.stand_in(tensor, wanted)
         return tensor.to(wanted)
 

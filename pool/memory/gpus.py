@@ -193,10 +193,10 @@ def visible() -> list[GpuInfo]:
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ConfigError(f"no GPU can be used: {last or f'exit code {done.returncode}'}")
-    return [GpuInfo(*map(_hashable, values)) for values in json.loads(done.stdout)]
+    return [GpuInfo(*map(_immutable, values)) for values in json.loads(done.stdout)]
 
 
-def _hashable(value: Any) -> Any:
+def _immutable(value: Any) -> Any:
     return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
 
 

@@ -112,6 +112,32 @@ def test_casting_later_takes_no_memory_now():
     assert anonymous_bytes() - before_bytes < 4 * MIB
 
 
+def test_what_else_has_the_memory_of_what_is_cast_keeps_it(gpu):
+    module, casts = Mixed(), Casts()
+    flat = torch.randn(2 * MIB // 4 * 2)
+    module.large, module.table = (nn.Parameter(one, requires_grad=False) for one in flat.chunk(2))
+    module.tied, module.loose = module.large, flat[100:5000]
+    expected = cast(Mixed(), "float16")
+    expected.large, expected.table = (
+        nn.Parameter(one.half(), requires_grad=False) for one in flat.clone().chunk(2)
+    )
+    loose = module.loose.clone()
+    cast(module, "float16", casts)
+    thawed, _, are_equal = brought(module, casts, gpu)
+    assert all(are_equal)
+    assert torch.equal(thawed.large.cpu(), expected.large)
+    assert torch.equal(thawed.table.cpu(), expected.table)
+    assert torch.equal(thawed.loose, loose)
+
+
+def test_what_is_on_another_device_is_cast_there():
+    module = nn.Module()
+    module.register_buffer("table", torch.empty(MIB, device="meta"))
+    cast(module, "bfloat16", casts := Casts())
+    assert (module.table.device.type, module.table.dtype) == ("meta", torch.bfloat16)
+    assert not casts
+
+
 def test_a_module_with_parameters_that_are_no_plain_tensors_is_cast_at_once():
     module = Mixed()
     module.other = nn.Parameter(torch.empty(0, device="meta"), requires_grad=False)
