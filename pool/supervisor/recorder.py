@@ -14,7 +14,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.metadata import version
 from traceback import format_exception
 from typing import Any, Final, cast
 
@@ -114,10 +113,12 @@ class Recorder:
         self._background.close()
 
     def _write(self, why: str, entries: Iterable[Entry]) -> str:
+        from importlib.metadata import version  # it imports 30 modules, which no pool needs but for this
+
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{next(self._files)}.jsonl"
         path = os.path.join(self._folder, name)
-        write_record(path, self._header._replace(why=why), entries)
+        write_record(path, self._header._replace(why=why, version=version("onecopy")), entries)
         for old in sorted(one for one in os.listdir(self._folder) if one.endswith(".jsonl"))[:-MAX_FILES]:
             with contextlib.suppress(OSError):  # another pool was faster
                 os.unlink(os.path.join(self._folder, old))
@@ -186,7 +187,7 @@ def make_recorder(
 ) -> Recorder:
     """Return the recorder of a supervisor whose cores are made from these, see `cores.make_cores`."""
     loads = {key: one._asdict() for key, one in known.loads.items()}
-    header = Header(version("onecopy"), settings.to_wire(), totals_bytes, peers, known.needs, loads)
+    header = Header("", settings.to_wire(), totals_bytes, peers, known.needs, loads)
     folder = os.path.join(environment.cache_folder(), "records")
     return Recorder(header, folder, settings.record_events or 0, reactor, note)
 
