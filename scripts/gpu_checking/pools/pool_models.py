@@ -24,6 +24,12 @@ class Decoder(nn.Module):
         """Return the last vector of each row."""
         return self.layers(given)[:, -1]
 
+    def decode(self, given: Tensor, tokens: int) -> Tensor:
+        """Run so often, each time on what came of the run before, as a language model does for one user."""
+        for _ in range(tokens):
+            given = self.layers(given)
+        return given
+
     def forward_ms(self, given: Tensor, rounds: int) -> float:
         """Return the median time of a run, in this process."""
         return median_ms(lambda: self(given), rounds)
@@ -43,6 +49,17 @@ class Decoder(nn.Module):
         else:
             time.sleep(seconds)
         return os.getpid()
+
+
+def decoder_there(**shape: int) -> Decoder:
+    """Return a decoder with weights of bfloat16, built on the GPU."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device()):
+            return Decoder(**shape).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(usual)
 
 
 class Encoder(nn.Module):
