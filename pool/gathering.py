@@ -3,7 +3,8 @@
 A message costs far more than a short run does. So as soon as there is a message for each worker to run and one
 that waits for it, further calls of a quick model wait here for the next answer, and then travel as one message.
 What waits is sent by whoever receives, with the answers that keep coming: Nagle's algorithm (RFC 896), for calls.
-Who submits less than keeps the workers busy never waits.
+While each worker has something to run, a message waits until it has its part of all calls that are unanswered, or
+the first to come after an answer would travel alone. Who submits less than keeps the workers busy never waits.
 
 The calls of a message are sent anew, each alone, if its worker has died or one of them is given up; and all but
 one, if that takes so long that the others had better not wait for it.
@@ -137,7 +138,7 @@ class Gathering:
             self._send_alone(future, *encode([list(args), dict(kwargs)], name="[args, kwargs]"))
             return
         body, buffers = encode(args[0], name="[args, kwargs][0][0]")
-        if self._room > 0 or buffers or len(body) > PACK_BYTES or not self._may_wait:
+        if self._least <= 1 or buffers or len(body) > PACK_BYTES or not self._may_wait:
             self._send_alone(future, one_argument(body), buffers)
         else:
             self._add(future, body)
@@ -149,8 +150,8 @@ class Gathering:
 
     def look_after(self, now: float) -> None:
         """Send what waits if a worker could be without work, or it has waited for long; by whoever receives."""
-        while self._waiting and (room := self._room) > 0:
-            self._send(-(-len(self._waiting) // room))
+        while self._waiting and len(self._waiting) >= self._least:
+            self._send(-(-len(self._waiting) // max(1, self._room)))
         if self._waiting and now - self._waiting_since > WAIT_S:
             self.flush()
 
@@ -158,6 +159,20 @@ class Gathering:
     def _room(self) -> int:
         """How many messages may be sent before a worker has more than it needs."""
         return PACKS_PER_WORKER * self._workers - len(self._alone) - len(self._bundles)
+
+    @property
+    def _least(self) -> int:
+        """How many calls the next message is to have at least: its part of all that are unanswered.
+
+        Where a worker has nothing to do, one is enough; where each has something that waits, as many as may be.
+        """
+        room = self._room
+        if room > (PACKS_PER_WORKER - 1) * self._workers:
+            return 1
+        if room <= 0:
+            return self._pace.calls
+        under_way = len(self._alone) + sum([len(one.bodies) for one in tuple(self._bundles)])
+        return min(-(-(under_way + len(self._waiting)) // (PACKS_PER_WORKER * self._workers)), self._pace.calls)
 
     @property
     def _may_wait(self) -> bool:
@@ -171,10 +186,10 @@ class Gathering:
             self._waiting.append((future, body))
             self._waiting_bytes += len(body)
         self._note_waiting(self)  # after it is so, lest it be taken for empty
-        if len(self._waiting) >= self._pace.calls or self._waiting_bytes >= PACK_BYTES:
+        if self._waiting_bytes >= PACK_BYTES:
             self._send(self._pace.calls)
-        elif self._room > 0:  # what it was to wait for has come meanwhile
-            self.flush()
+        elif len(self._waiting) >= self._least:  # or what it was to wait for has come meanwhile
+            self._send(len(self._waiting))
 
     # --- messages out ---------------------------------------------------------------------------------------
 

@@ -78,6 +78,23 @@ def test_as_many_answers_as_come_at_once_are_followed_by_as_many_messages():
     assert connection.counts == [0] * ROOM + [4, 4, 4]
 
 
+def test_while_workers_have_something_to_run_a_message_has_its_part_of_what_is_unanswered():
+    connection = Echoing()
+    handle = learned(connection)
+    submit(handle, range(4 + 4 * 8))  # 4 that travel alone, and 32 that wait
+    for _ in range(ROOM):
+        connection.answer(connection.sent.popleft())
+    connection.gatherings.look_after()
+    assert connection.counts[ROOM:] == [8] * ROOM
+    for round_ in range(1, 4):
+        connection.answer_one()
+        submit(handle, range(7))
+        connection.gatherings.look_after()
+        assert len(connection.counts) == 2 * ROOM + round_ - 1, "24 are under way, and a part of 31 is 8"
+        submit(handle, range(1))
+        assert connection.counts[2 * ROOM :] == [8] * round_
+
+
 def test_a_full_message_goes_out_at_once():
     connection = Echoing(seconds=1e-6)
     submit(learned(connection), range(ROOM + 3 * 64 + 5))
