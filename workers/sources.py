@@ -30,7 +30,6 @@ from .weight_files import open_weights
 if TYPE_CHECKING:
     import torch
 
-
 #: What is smaller is cast at once: most of a model's memory is in larger tensors.
 _CAST_LATER_BYTES: Final = 1 << 20
 
@@ -56,17 +55,16 @@ def build(order: BuildModel, casts: Casts | None = None) -> Built:
     extend_path(order.paths)
     options = order.options
     if order.source == "factory":
-        factory, args, kwargs, prepare = pickle.loads(order.pickled)  # noqa: S301 - from the app, by unix socket
-        built = _from_factory(factory, args, kwargs, options, casts if prepare is None else None)
+        source, args, kwargs, prepare = pickle.loads(order.pickled)  # noqa: S301 - from the app, by unix socket
     else:
         source, body = order.manifest
         args, kwargs = decode(body)
-        if order.source == "path":
-            built = _from_path(source, kwargs, options)
-        else:
-            is_prepared = bool(order.pickled or options.get("prepare"))
-            built = _from_factory(resolve(source), args, kwargs, options, None if is_prepared else casts)
         prepare = pickle.loads(order.pickled) if order.pickled else options.get("prepare")  # noqa: S301 - so
+    if order.source == "path":
+        built = _from_path(source, kwargs, options)
+    else:
+        factory = source if order.source == "factory" else resolve(source)
+        built = _from_factory(factory, args, kwargs, options, casts if prepare is None else None)
     if prepare is None:
         return built
     if isinstance(prepare, str):

@@ -8,19 +8,9 @@ import itertools
 import threading
 
 import pytest
-import request_models
 from leftovers import wait_until
-from module_pool import shared_pool
 from onecopy.pool import ConfigError, InvalidRequest, ModelError, ModelNotFound
 from request_models import Quick
-
-
-@pytest.fixture(scope="module")
-def module_pool(tmp_path_factory):
-    """One pool for the tests that change nothing in it."""
-    with shared_pool(tmp_path_factory, {"model": request_models.Quick()}) as pool:
-        pool.run("model", 0)
-        yield pool
 
 
 @pytest.fixture

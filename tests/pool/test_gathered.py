@@ -9,7 +9,6 @@ from concurrent.futures import wait
 import pytest
 import request_models
 from leftovers import wait_until
-from module_pool import shared_pool
 from onecopy.pool import (
     InvalidRequest,
     ModelError,
@@ -21,14 +20,6 @@ from onecopy.pool.gathering import Bundle
 from standalone import standalone
 
 QUICK = 100
-
-
-@pytest.fixture(scope="module")
-def module_pool(tmp_path_factory):
-    """One pool for the tests that change nothing in it."""
-    with shared_pool(tmp_path_factory, {"model": request_models.Quick()}) as pool:
-        pool.run("model", 0)
-        yield pool
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import request_models
 import torch
 from echoing import Echoing, handle_of
 from leftovers import wait_until
-from module_pool import shared_pool
 from onecopy.pool import ConfigError, InvalidRequest, ModelError, ModelNotFound, Pool, SupervisorLost, WorkerDied
 from onecopy.pool.flow import Flow
 from onecopy.pool.options import RequestOptions
@@ -240,14 +239,6 @@ def test_a_value_that_cannot_travel_says_so_as_ever(value):
 
 
 # --- with a pool ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def module_pool(tmp_path_factory):
-    """One pool for the tests that change nothing in it."""
-    with shared_pool(tmp_path_factory, {"model": request_models.Quick()}) as pool:
-        pool.run("model", 0)
-        yield pool
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 from ..check import Check
 from ..children import Child, Link
@@ -98,18 +97,13 @@ def rates(names: Sequence[str], ask: Ask) -> dict[str, float]:
     """Return how many answers a second each user gets, who waits for every one."""
     seconds = sizes().seconds / 2
     until = time.perf_counter() + seconds
-    found: dict[str, float] = {}
 
-    def use(name: str) -> None:
+    def use(name: str) -> float:
         count, began_at = 0, time.perf_counter()
         while time.perf_counter() < until:
             ask(name)
             count += 1
-        found[name] = count / (time.perf_counter() - began_at)
+        return count / (time.perf_counter() - began_at)
 
-    threads: list[Any] = [threading.Thread(target=use, args=(name,)) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+    with ThreadPoolExecutor(len(names)) as threads:
+        return dict(zip(names, threads.map(use, names), strict=True))
