@@ -16,10 +16,11 @@ from collections.abc import Callable
 from typing import Final
 
 #: For so long a supervisor looks again and again; a wait that was longer is expected to be followed by others that
-#: are.
-SPIN_S: Final = 200e-6
+#: are. Far longer than it waits for a small request while nobody sleeps: where cores are slow, or share what they
+#: compute with, everything takes thrice as long if all sleep, and would be expected to for ever.
+SPIN_S: Final = 1e-3
 #: So long does a client: a worker runs meanwhile, and the supervisor twice.
-CLIENT_SPIN_S: Final = 500e-6
+CLIENT_SPIN_S: Final = 2e-3
 #: A core that was offered to others and is back only after this was of use to them: they have it, for so long.
 TAKEN_S: Final = 500e-6
 REST_S: Final = 10e-3
