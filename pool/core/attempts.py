@@ -91,7 +91,7 @@ class Attempts:
         self.count += 1
         attempt = self.count
         version.running += 1
-        model.seats[worker.child] += 1
+        model.entered(worker.child)
         expected_s = None if is_first or worker.thawing or first.is_stream else model.expected(calls)
         given_s = expected_s or 0.0
         self._running[attempt] = _Attempt(requests, calls, model, version, worker.child, given_s, is_first)

@@ -102,8 +102,9 @@ class Turns(Generic[_Member]):
                 heapq.heappop(heap)
                 del self._entries[member]
             elif clock_s < member.clock_s:
-                heapq.heappop(heap)
-                self._enter(member)
+                self._serial += 1
+                self._entries[member] = self._serial
+                heapq.heapreplace(heap, (member.clock_s, self._serial, member))
             else:
                 return member
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from math import log
 from typing import Any, Final
 
@@ -192,7 +191,7 @@ class Model:
         self._unit_s = 0.0
         self.worker_s = 0.0
         self.run_times = RunTimes()
-        self.seats: Counter[int] = Counter()
+        self.seats: dict[int, int] = {}
         self.is_held = False
         self.clock_s = 0.0
         self.weight = current.terms.share
@@ -253,10 +252,16 @@ class Model:
         calls = self.answered + self.failed
         return self.heat.at(now) * log(2) / HALF_LIFE_S * self.worker_s / calls if calls else 0.0
 
+    def entered(self, child: int) -> None:
+        """A worker holds one more attempt of it."""
+        self.seats[child] = self.seats.get(child, 0) + 1
+
     def left(self, child: int) -> None:
         """An attempt of it is over."""
-        self.seats[child] -= 1
-        if not self.seats[child]:
+        attempts = self.seats[child] - 1
+        if attempts:
+            self.seats[child] = attempts
+        else:
             del self.seats[child]
 
     @property
