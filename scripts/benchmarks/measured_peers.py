@@ -8,6 +8,7 @@ from typing import Any
 from measured_rows import package
 from peers.catalogue import PEERS
 from peers.report import lost, median, number, rounds_of
+from peers.workloads import FEW
 
 #: By column: the measure, its cell, and how the figure is read from the record of a round.
 _COLUMNS: dict[str, tuple[str, str, Callable[[dict[str, Any]], float]]] = {
@@ -15,6 +16,7 @@ _COLUMNS: dict[str, tuple[str, str, Callable[[dict[str, Any]], float]]] = {
     "MiniLM, 8 workers, MB": ("memory", "minilm x 8", lambda one: one["total_bytes"] / 1e6),
     "small: p50 at rest, ms": ("speed", "small x 2", lambda one: one["at_rest"]["p50_ms"]),
     "small: p99 at half load, ms": ("speed", "small x 2", lambda one: one["half_load"]["p99_ms"]),
+    f"small: answers/s, {FEW} under way": ("speed", "small x 2", lambda one: one["few"]["rate"]),
     "small: answers/s": ("speed", "small x 2", lambda one: one["busy"]["rate"]),
     "602 kB: p50 at rest, ms": ("speed", "image x 2", lambda one: one["at_rest"]["p50_ms"]),
     "602 kB: answers/s": ("speed", "image x 2", lambda one: one["busy"]["rate"]),

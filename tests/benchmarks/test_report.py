@@ -13,7 +13,7 @@ from peers.workloads import WORKLOADS, encode, who
 
 def speeds(p50_ms, answer=1.0):
     loop = {"p50_ms": p50_ms, "p99_ms": 2 * p50_ms, "p99.9_ms": 3 * p50_ms, "rate": 1000 / p50_ms}
-    return {"at_rest": loop, "busy": loop, "half_load": loop, "answer": answer}
+    return {"at_rest": loop, "few": loop, "busy": loop, "half_load": loop, "answer": answer}
 
 
 def results(**peers):
@@ -23,7 +23,7 @@ def results(**peers):
 def test_a_table_has_a_row_for_each_peer_and_tells_the_median_of_its_rounds(capsys):
     said = report.show(results(onecopy={"speed": {"small x 2": [speeds(1), speeds(5), speeds(2)]}}))
     row = next(line for line in said.splitlines() if "onecopy" in line)
-    assert [one.strip() for one in row.split("│")[2:-1]] == ["2", "4", "6", "500", "2", "4", "6"]
+    assert [one.strip() for one in row.split("│")[2:-1]] == ["2", "4", "6", "500", "500", "2", "4", "6"]
     assert "not to be quoted" in said
     assert capsys.readouterr().out == said
 

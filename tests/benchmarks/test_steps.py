@@ -44,9 +44,9 @@ def run(folder, adapter, step, workers=1, timeout_s=60.0, **told):
     return came
 
 
-def test_a_speed_step_tells_three_loops_and_an_answer(tmp_path):
+def test_a_speed_step_tells_four_loops_and_an_answer(tmp_path):
     came = run(tmp_path, "processes:Executor", "speed", 2, window_s=0.2, in_flight=4, seed=1)
-    loops = [came[name] for name in ("at_rest", "busy", "half_load")]
+    loops = [came[name] for name in ("at_rest", "few", "busy", "half_load")]
     assert all(one["answers"] > 0 and one["failed"] == one["unanswered"] == 0 for one in loops)
     assert all(one["p50_ms"] > 0 for one in loops)
     plain = run(tmp_path, "processes:Plain", "speed", window_s=0.1, in_flight=1, seed=1)

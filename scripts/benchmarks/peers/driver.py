@@ -19,7 +19,7 @@ import numpy as np
 from .adapters.base import Adapter, Job
 from .clients import Client
 from .load import closed_loop, open_loop, poisson
-from .workloads import who
+from .workloads import FEW, who
 
 #: Requests under way for each worker while it is waited until each has answered.
 _EACH = 16
@@ -75,13 +75,13 @@ def start(adapter: Adapter, report: TextIO) -> None:
 
 
 def speed(adapter: Adapter, report: TextIO, window_s: float, in_flight: int, seed: int) -> None:
-    """Measure latency at rest, throughput, and latency at half of that throughput.
+    """Measure latency at rest, throughput with few requests under way and with many, and latency at half of that.
 
     Args:
         adapter: of the peer.
         report: where the values go.
-        window_s: how long each of the three is measured.
-        in_flight: how many requests are under way at once for throughput.
+        window_s: how long each of the four is measured.
+        in_flight: how many requests are under way at once for the most throughput.
         seed: of the times at which requests come.
     """
     payload = adapter.job.about.payload()
@@ -89,9 +89,10 @@ def speed(adapter: Adapter, report: TextIO, window_s: float, in_flight: int, see
     all_answered(client, payload, adapter.job.workers)
     closed_loop(client, payload, in_flight, window_s / 2)  # to warm up
     at_rest = closed_loop(client, payload, 1, window_s).summary()
+    few = closed_loop(client, payload, min(FEW, in_flight), window_s).summary()
     busy = closed_loop(client, payload, in_flight, window_s).summary()
     half = open_loop(client, payload, poisson(max(busy["rate"] / 2, 1), window_s, seed)).summary()
-    values = {"at_rest": at_rest, "busy": busy, "half_load": half}
+    values = {"at_rest": at_rest, "few": few, "busy": busy, "half_load": half}
     tell(report, values=values | {"answer": float(np.sum(np.asarray(client.call(payload)).ravel()[:-1]))})
     client.close()
 

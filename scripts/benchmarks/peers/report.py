@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from .catalogue import PEERS
+from .workloads import FEW
 
 _WIDTH = 150
 _NONE = "-"
 #: Answers differ in their last bits with how weights lie in memory.
 _NEAR = 1e-4
 
+_LOOPS = ("at_rest", "few", "busy", "half_load")
 #: By measure: the columns of a cell, each with how it is read from the record of a round.
 COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], float]]] = {
     "memory": {
@@ -32,7 +34,8 @@ COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], float]]] = {
         "rest p50": lambda one: one["at_rest"]["p50_ms"],
         "p99": lambda one: one["at_rest"]["p99_ms"],
         "p99.9": lambda one: one["at_rest"]["p99.9_ms"],
-        "answers/s": lambda one: one["busy"]["rate"],
+        "few/s": lambda one: one["few"]["rate"],
+        "busy/s": lambda one: one["busy"]["rate"],
         "half p50": lambda one: one["half_load"]["p50_ms"],
         "half p99": lambda one: one["half_load"]["p99_ms"],
         "half p99.9": lambda one: one["half_load"]["p99.9_ms"],
@@ -46,7 +49,10 @@ COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], float]]] = {
 
 TITLES = {
     "memory": "Memory of {}: shares of anonymous and file pages, shared memory once; beside it the client's; MB",
-    "speed": "Speed of {}: at rest (one request at a time), busy, at half of that (from when they were due); ms",
+    "speed": (
+        f"Speed of {{}}: latency at rest (one request at a time), ms; answers a second with few ({FEW}) and with"
+        " many under way; latency at half of the latter (from when they were due), ms"
+    ),
     "start": "Start of {}: seconds until the first worker, all of them, and one more have answered",
 }
 
@@ -131,8 +137,8 @@ def lost(results: dict[str, Any]) -> list[str]:
         for cell in cells(results, "speed")
         for peer in results["peers"]
         for one in rounds_of(results, peer, "speed", cell)
-        for loop in ("at_rest", "busy", "half_load")
-        if one[loop].get("failed") or one[loop].get("unanswered")
+        for loop in _LOOPS
+        if one.get(loop, {}).get("failed") or one.get(loop, {}).get("unanswered")
     ]
 
 

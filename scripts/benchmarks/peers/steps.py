@@ -78,7 +78,7 @@ class Bench:
         order = {"job": job.to_dict(), "adapter": peer.adapter, "step": step, "told": told}
         command = [str(environments.python_of(peer.environment)), "-m", "peers.driver", json.dumps(order)]
         variables = os.environ | self.variables(peer) | {"TMPDIR": folder, "ONECOPY_CACHE_DIR": folder}
-        deadline = time.monotonic() + self.timeout_s + 4 * told.get("window_s", 0.0)
+        deadline = time.monotonic() + self.timeout_s + 5 * told.get("window_s", 0.0)
         pipe = subprocess.PIPE
         try:
             with (

@@ -19,6 +19,9 @@ BIG_WIDTH = 2048
 #: The environment variable that tells a peer's processes which of the two it is.
 BIG_BYTES_VARIABLE = "PEERS_BIG_BYTES"
 
+#: How many requests are under way where there are few: what a service has that is not busy.
+FEW = 4
+
 #: How weights come in. ``copied``: into memory of the process, as `load_state_dict` does. ``mapped``: the module's
 #: tensors are those of the mapped file, whose pages all processes share.
 Loading = Literal["copied", "mapped"]
