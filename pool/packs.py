@@ -97,10 +97,11 @@ class Pack:
         """Take the results."""
         self.seconds = reply.seconds
         self.is_large = bool(buffers)
-        self.results = [value] if self.key is not None else value
-        if type(self.results) is not list or len(self.results) != len(self.bodies):
+        results: Any = [value] if self.key is not None else value
+        if type(results) is not list or len(results) != len(self.bodies):
             self.failed(InvalidRequest(f"the answer to {len(self.bodies)} calls is not a list of as many results"))
             return
+        self.results = results
         for index, record in reply.errors:
             self.errors[index] = from_record(record)
         self._settle()

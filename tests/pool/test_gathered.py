@@ -16,7 +16,7 @@ from onecopy.pool import (
     SupervisorLost,
     WorkerDied,
 )
-from onecopy.pool.gathering import Bundle
+from onecopy.pool.connection import Connection
 from standalone import standalone
 
 QUICK = 100
@@ -26,13 +26,14 @@ QUICK = 100
 def together(monkeypatch):
     """How many calls each message has that holds several."""
     seen = []
-    original = Bundle.__init__
+    original = Connection.post
 
-    def made(self, calls, gathering):
-        seen.append(len(calls))
-        original(self, calls, gathering)
+    def post(self, *args, count=0, **options):
+        if count:
+            seen.append(count)
+        return original(self, *args, count=count, **options)
 
-    monkeypatch.setattr(Bundle, "__init__", made)
+    monkeypatch.setattr(Connection, "post", post)
     return seen
 
 

@@ -12,6 +12,7 @@ import torch
 from echoing import Echoing, handle_of
 from leftovers import wait_until
 from onecopy.pool import ConfigError, InvalidRequest, ModelError, ModelNotFound, Pool, SupervisorLost, WorkerDied
+from onecopy.pool.connection import Connection
 from onecopy.pool.flow import Flow
 from onecopy.pool.options import RequestOptions
 from onecopy.pool.packs import Pack, PackSize
@@ -246,12 +247,12 @@ def counts(monkeypatch):
     """How many calls each request has that is sent."""
     seen = []
 
-    def sent(size, calls):
-        seen.append(calls)
-        return original(size, calls)
+    def submit(self, *args, count=0, **options):
+        seen.append(count or 1)
+        return original(self, *args, count=count, **options)
 
-    original = PackSize.sent
-    monkeypatch.setattr(PackSize, "sent", sent)
+    original = Connection.submit
+    monkeypatch.setattr(Connection, "submit", submit)
     return seen
 
 
