@@ -102,9 +102,7 @@ class Turns(Generic[_Member]):
                 heapq.heappop(heap)
                 del self._entries[member]
             elif clock_s < member.clock_s:
-                self._serial += 1
-                self._entries[member] = self._serial
-                heapq.heapreplace(heap, (member.clock_s, self._serial, member))
+                heapq.heapreplace(heap, self._entry(member))
             else:
                 return member
 
@@ -122,10 +120,14 @@ class Turns(Generic[_Member]):
         if seconds < 0 and member in self._entries:
             self._enter(member)
 
-    def _enter(self, member: _Member) -> None:
+    def _entry(self, member: _Member) -> tuple[float, int, Any]:
+        """Return an entry of somebody, which is the one that counts from now on."""
         self._serial += 1
         self._entries[member] = self._serial
-        heapq.heappush(self._heap, (member.clock_s, self._serial, member))
+        return member.clock_s, self._serial, member
+
+    def _enter(self, member: _Member) -> None:
+        heapq.heappush(self._heap, self._entry(member))
         if len(self._heap) > 2 * len(self._entries) + _KEPT_ENTRIES:
             self._heap = [entry for entry in self._heap if self._entries.get(entry[2]) == entry[1]]
             heapq.heapify(self._heap)
