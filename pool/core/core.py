@@ -282,7 +282,7 @@ class Core:
             self.library.warming.tried(event.child, event.error)
             self._tend(now)
             return
-        worker.thawing.pop(event.weight_set, None)  # a failure is told again by each run
+        self.library.holdings.tried(worker, event.weight_set)  # a failure is told again by each run
         if event.error is None:
             self.library.thawed(event.weight_set, event.private_bytes, event.opaque)
 

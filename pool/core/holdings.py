@@ -104,6 +104,12 @@ class Holdings:
             worker.thawing[version.number] = None
         self._out.append(ToChild(worker.child, thaw_order(version, eager=eager), [], version.layout))
 
+    def tried(self, worker: Worker, number: int) -> None:
+        """A worker has thawed a weight set, or could not, and is none that died of it."""
+        if number in worker.thawing:
+            del worker.thawing[number]
+            self.sets[number].thaw_deaths = 0
+
     def forgot(self, worker: Worker, number: int) -> None:
         """A worker has unmapped a weight set."""
         worker.holds.discard(number)

@@ -25,7 +25,7 @@ from .weights import WeightSet
 
 #: A thaw takes milliseconds, and a model that is built anew may take seconds, in which nobody can be forked.
 MAX_THAW_S: Final = 5.0
-#: So many zygotes may die over one import or thaw; after that they do without.
+#: So many zygotes in a row may die over one import or thaw; after that they do without.
 MAX_DEATHS: Final = 2
 
 _NEVER: Final = float("inf")
@@ -174,6 +174,7 @@ class Zygote:
         if has_failed:
             del self._wanted[version.number]
         else:
+            version.zygote_deaths = 0
             self.has[version.number] = version
         return version
 

@@ -14,7 +14,7 @@ from onecopy.pool.core.instructions import (
     ToChild,
     ToZygote,
 )
-from onecopy.pool.core.zygote import MAX_THAW_S
+from onecopy.pool.core.zygote import MAX_DEATHS, MAX_THAW_S
 from onecopy.protocol.messages import Forget, Leave
 
 
@@ -36,6 +36,15 @@ def trial(child, weight_set=1, name="m"):
 
 def leave(child):
     return ToChild(child, Leave(), [], ())
+
+
+def replace(core, by):
+    """The one worker dies; returns what is done besides forking its successor."""
+    core.now += 10.0
+    [worker] = core.core.fleet.workers
+    out = core.exited(worker.child)
+    assert out.pop() == ForkChild(by, "worker")
+    return out
 
 
 def warm(workers=1, **options):
@@ -162,6 +171,37 @@ def test_a_zygote_that_dies_twice_over_one_model_does_without_it_and_keeps_the_o
     assert any("bad: each worker" in text and "the zygote died" in text for text in world.reports)
     assert [one.load.name for one in world.core.fleet.zygote.has.values()] == ["good"]
     assert [sorted(worker.mapped) for worker in world.workers()] == [[1], [1]]
+
+
+def test_a_model_that_two_zygotes_thawed_is_not_blamed_for_the_deaths_of_two_others():
+    core = warm()
+    for _ in range(MAX_DEATHS + 1):
+        core.feed(events.ZygoteDied("SIGKILL"))
+        core.wake(10.0)
+        assert core.feed(events.ZygoteReady()) == [in_zygote()]
+        core.feed(events.ZygoteDied("SIGKILL"))
+        core.wake(10.0)
+        assert core.feed(events.ZygoteReady()) == [in_zygote()]
+        adopted(core)
+    assert core.core.library.warming.refused == {}
+
+
+def test_when_two_workers_in_a_row_die_over_a_model_it_is_thawed_when_it_is_run():
+    core = Told().start()
+    core.declare("m", warm=True)
+    assert thaw(1, eager=True, warm=True) in tried(core, 2, error=NO)
+    core.exited(2, cause="exit code 0")
+    tried(core, 1)
+    for child, thaws in enumerate((False, True, False), start=3):
+        assert replace(core, by=child) == []
+        assert core.forked(child) == [thaw(child, eager=True, warm=True)]
+        if thaws:
+            tried(core, child)
+    assert replace(core, by=6) == []
+    core.forked(6)
+    [report] = replace(core, by=7)
+    assert "m is not kept warm: 2 workers died when they were to thaw it" in report.text
+    assert core.forked(7) == []
 
 
 def test_workers_that_outlive_their_zygote_are_replaced_one_by_one_once_the_next_one_has_thawed():
