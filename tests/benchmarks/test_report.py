@@ -61,8 +61,9 @@ def test_a_single_process_stands_in_the_table_of_those_with_workers():
     assert report.table(found, "speed", "small x 2").row_count == 2
 
 
-def test_what_is_measured_is_kept_and_a_measure_can_be_forgotten(tmp_path):
+def test_what_is_measured_is_kept_and_a_measure_can_be_forgotten_for_some_workloads(tmp_path):
     kept = Results(tmp_path / "peers.json")
+    kept.rounds("mosec", "start", "big x 8").append({"first_s": 2.0})
     kept.rounds("mosec", "start", "minilm x 8").append({"first_s": 1.0})
     kept.failed("ray")["environment"] = "no"
     kept.save()
@@ -70,19 +71,22 @@ def test_what_is_measured_is_kept_and_a_measure_can_be_forgotten(tmp_path):
     assert again.values == json.loads((tmp_path / "peers.json").read_text())
     assert again.rounds("mosec", "start", "minilm x 8") == [{"first_s": 1.0}]
     assert again.failed("ray") == {"environment": "no"}
-    again.forget("mosec", "start")
+    again.forget("mosec", "start", ["minilm", "small"])
     assert again.rounds("mosec", "start", "minilm x 8") == []
+    assert again.rounds("mosec", "start", "big x 8") == [{"first_s": 2.0}]
+    again.forget("ray", "start", ["big"])
 
 
 @pytest.mark.parametrize("plan", [FULL, QUICK])
 def test_peers_are_measured_in_turns_and_a_single_process_once(plan):
     for measure, cells in plan.cells.items():
-        turns = list(_turns(plan, measure, ["onecopy", "plain", "mosec"]))
+        turns = list(_turns(plan, measure, ["onecopy", "plain", "mosec"], WORKLOADS))
         workload, workers = cells[0]
         first = [("onecopy", workload, workers), ("plain", workload, 1), ("mosec", workload, workers)]
         assert turns[:3] == first
         plain = [turn for turn in turns if turn[0] == "plain"]
         assert len(plain) == plan.rounds[measure] * len({name for name, _ in cells})
+        assert {name for _, name, _ in _turns(plan, measure, ["plain"], [workload])} == {workload}
 
 
 def test_every_peer_has_an_environment_with_pinned_packages():

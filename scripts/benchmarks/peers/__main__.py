@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,11 @@ class Results:
         """Return what has failed of a peer, with the reason."""
         return self.values["peers"].setdefault(peer, {}).setdefault("failed", {})
 
-    def forget(self, peer: str, measure: str) -> None:
-        """Drop what is known of a measure."""
-        self.values["peers"].get(peer, {}).pop(measure, None)
+    def forget(self, peer: str, measure: str, workloads: Container[str]) -> None:
+        """Drop what is known of a measure with these workloads."""
+        known = self.values["peers"].get(peer, {}).get(measure, {})
+        for cell in [cell for cell in known if cell.partition(" x ")[0] in workloads]:
+            del known[cell]
 
     def begin(self, conditions: dict[str, Any], *, is_quick: bool) -> None:
         """Note what figures depend on from now on; rounds of another form of the package are dropped."""
@@ -118,13 +120,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that everything is ended then, too
     results = Results(plan.output.with_suffix(".json"))
     results.begin(environments.conditions(), is_quick=options.quick)
-    for measure in options.measures:
-        for peer in options.peers if options.again else ():
-            results.forget(peer, measure)
+    for measure in options.measures if options.again else ():
+        for peer in options.peers:
+            results.forget(peer, measure, options.workloads)
     try:
         _prepare(options.peers, results)
         for measure in options.measures:
-            for peer, workload, workers in _turns(plan, measure, options.peers):
+            for peer, workload, workers in _turns(plan, measure, options.peers, options.workloads):
                 _measure(plan, results, peer, measure, workload, workers)
     finally:
         end_all()
@@ -139,6 +141,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench-peers", description=__doc__)
     parser.add_argument("peers", nargs="*", metavar="peer", help=f"of {', '.join(PEERS)}; default: all")
     parser.add_argument("--measures", nargs="+", choices=list(FULL.cells), default=list(FULL.cells))
+    workloads = list(WORKLOADS)
+    parser.add_argument("--workloads", nargs="+", choices=workloads, default=workloads, help="default: all")
     parser.add_argument("--quick", action="store_true", help="a short run that shows that everything works")
     parser.add_argument("--again", action="store_true", help="forget what is known of these peers and measures")
     options = parser.parse_args()
@@ -161,10 +165,12 @@ def _prepare(peers: list[str], results: Results) -> None:
     results.save()
 
 
-def _turns(plan: Plan, measure: str, peers: list[str]) -> Iterator[tuple[str, str, int]]:
+def _turns(
+    plan: Plan, measure: str, peers: list[str], workloads: Container[str]
+) -> Iterator[tuple[str, str, int]]:
     """Yield what is measured, in order: rounds of each cell, and in a round every peer once."""
     for workload, workers in plan.cells[measure]:
-        for _ in range(plan.rounds[measure]):
+        for _ in range(plan.rounds[measure] if workload in workloads else 0):
             for peer in peers:
                 if PEERS[peer].has_workers:
                     yield peer, workload, workers
