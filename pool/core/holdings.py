@@ -139,7 +139,7 @@ class Holdings:
     def _died_thawing(self, version: WeightSet) -> None:
         """Do not let one warm model kill worker after worker, from which all models would suffer."""
         version.thaw_deaths += 1
-        if version.thaw_deaths == MAX_THAW_DEATHS:
+        if version.thaw_deaths >= MAX_THAW_DEATHS and not version.is_dangerous:
             version.is_dangerous = True
             text = f"{version.thaw_deaths} workers died when they were to thaw it; it is thawed when it is run"
             self._out.append(Report(f"{version.load.name} is not kept warm: {text}"))

@@ -8,9 +8,9 @@
 
 Meanwhile it can run already, in workers that thaw it when it is first run. To thaw runs code of users: what dies,
 hangs, raises or leaves a thread does so in a child that nobody needs. Workers thaw at once what raises or leaves a
-thread, which hurts no other model; what dies or hangs they thaw when it is run. One is tried at a time, because
-each may take the memory of a whole model. What lies in the zygote goes with it: to let go of one weight set takes
-a new zygote, and new workers for all that have inherited it.
+thread, which hurts no other model; what dies twice or hangs they thaw when it is run. One is tried at a time,
+because each may take the memory of a whole model. What lies in the zygote goes with it: to let go of one weight
+set takes a new zygote, and new workers for all that have inherited it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Final
 from .fleet import Fleet
 from .holdings import Holdings, thaw_order
 from .instructions import ForkChild, Instruction, Report, SignalChild, ToChild
-from .weights import WeightSet
+from .weights import MAX_THAW_DEATHS, WeightSet
 from .workers import Worker
 from .zygote import MAX_THAW_S
 
@@ -112,6 +112,7 @@ class Warming:
         if trial is None or trial.child != child or not trial.is_open:
             return
         trial.is_open = False
+        trial.version.thaw_deaths = 0
         if error is None:
             self._fleet.zygote.want(trial.version)
         else:
@@ -139,10 +140,8 @@ class Warming:
         if trial is None or trial.child != child:
             return False
         self._trial = None
-        if trial.is_open and not was_forked:
-            self._untried[trial.version.number] = trial.version
-        elif trial.is_open:
-            self._refuse(trial.version, f"the process that tried it died ({cause})", is_dangerous=True)
+        if trial.is_open:
+            self._died_trying(trial.version, cause, was_forked=was_forked)
         for version in trial.holds:
             self._holdings.dropped_by(child, version.number)
         return True
@@ -171,6 +170,14 @@ class Warming:
             held.passing.add(trial.child)
         self._out.append(ForkChild(trial.child, "trial"))
         self._out.append(ToChild(trial.child, thaw_order(version, eager=True), [], version.layout))
+
+    def _died_trying(self, version: WeightSet, cause: str, *, was_forked: bool) -> None:
+        version.thaw_deaths += was_forked
+        if version.thaw_deaths < MAX_THAW_DEATHS:
+            self._untried[version.number] = version
+        else:
+            reason = f"{version.thaw_deaths} processes that tried it died ({cause})"
+            self._refuse(version, reason, is_dangerous=True)
 
     def _outdate(self, is_to_go: Callable[[Worker], bool]) -> None:
         for worker in self._fleet.workers:

@@ -23,7 +23,8 @@ ROOM: Final = "room"
 _NEWEST = 0.2
 #: In this time half of what was asked of a model is forgotten.
 HALF_LIFE_S = 60.0
-#: So many workers in a row may die while they thaw a warm weight set; after that it is thawed when it is run.
+#: So many processes in a row may die over a warm weight set: those that try it, zygotes, workers that are to thaw
+#: it at once. After that it is thawed when it is run. One is no proof: the system, too, kills who takes memory.
 MAX_THAW_DEATHS = 2
 
 
@@ -55,9 +56,8 @@ class WeightSet:
         waiting_to_attach: who wants to as soon as it is ready.
         running: attempts that run on it.
         workspace: the ring in whose slots it runs.
-        thaw_deaths: how many workers in a row died when they were to thaw it at once.
+        thaw_deaths: how many processes in a row died when they were to thaw it at once.
         is_dangerous: whether to thaw it costs processes, so that it is done only when it must be.
-        zygote_deaths: how many zygotes in a row did: what kills at random hits every thaw twice, in time.
         error: why the last attempt to build it failed.
         waiting_for_load: who is told when it is ready or has failed.
         evictors: who is told when it is out of memory.
@@ -99,7 +99,6 @@ class WeightSet:
         self.running = 0
         self.thaw_deaths = 0
         self.is_dangerous = False
-        self.zygote_deaths = 0
         self.error: dict[str, Any] | None = None
         self.waiting_for_load: list[CallerKey] = []
         self.evictors: list[CallerKey] = []

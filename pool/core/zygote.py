@@ -21,12 +21,12 @@ from typing import Final
 from ...protocol.messages import Adopt
 from .holdings import thaw_order
 from .instructions import Instruction, Report, ToZygote
-from .weights import WeightSet
+from .weights import MAX_THAW_DEATHS, WeightSet
 
 #: A thaw takes milliseconds, and a model that is built anew may take seconds, in which nobody can be forked.
 MAX_THAW_S: Final = 5.0
-#: So many zygotes in a row may die over one import or thaw; after that they do without.
-MAX_DEATHS: Final = 2
+#: So many zygotes in a row may die over one import; after that they do without.
+MAX_IMPORT_DEATHS: Final = 2
 
 _NEVER: Final = float("inf")
 
@@ -91,12 +91,12 @@ class Zygote:
         thawing, was_importing, modules = self._thawing, bool(self._in_flight), self._importing
         self.gone()
         if thawing is not None:
-            thawing.zygote_deaths += 1
-            if thawing.zygote_deaths == MAX_DEATHS:
+            thawing.thaw_deaths += 1
+            if thawing.thaw_deaths >= MAX_THAW_DEATHS:
                 return self._wanted.pop(thawing.number)
         if was_importing:
             self._import_deaths += 1
-            if self._import_deaths == MAX_DEATHS:
+            if self._import_deaths == MAX_IMPORT_DEATHS:
                 self._import_deaths = 0
                 for name in [name for name in modules if name not in self._adopted] or modules:
                     self._refuse(name, f"the zygote died ({cause}) when it imported this")
@@ -174,7 +174,7 @@ class Zygote:
         if has_failed:
             del self._wanted[version.number]
         else:
-            version.zygote_deaths = 0
+            version.thaw_deaths = 0
             self.has[version.number] = version
         return version
 

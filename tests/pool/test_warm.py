@@ -253,7 +253,7 @@ def test_a_kill_at_any_step_loses_no_request_and_leaves_no_memory(pool, moment, 
     [
         ("thread", "as soon as it starts: to thaw it starts a thread"),
         ("raises", "as soon as it starts: awkward cannot be thawed"),
-        ("dies", "when it is first run there: the process that tried it died (SIGSEGV)"),
+        ("dies", "when it is first run there: 2 processes that tried it died (SIGSEGV)"),
         ("hangs", "when it is first run there: it took longer than 5 s"),
     ],
 )
