@@ -11,7 +11,7 @@ from onecopy.pool.abilities import is_compiled
 from rich.console import Console
 from rich.table import Table
 
-from .storm import GROWTH, Storm
+from .storm import GROWTH, ROLES, Storm
 
 #: What has more columns than a terminal is folded there, and nowhere else.
 _CONSOLE: Final = Console() if sys.stdout.isatty() else Console(width=160)
@@ -66,7 +66,7 @@ def show(found: dict[str, Any]) -> None:
     before, after = found["memory"]["before"], found["memory"]["after"]
     if after:
         table = Table("at rest", "before", "after")
-        for part in ("own", "private", "region", "file", "total", "supervisor"):
+        for part in ("own", "private", "region", "file", "total", *ROLES):
             table.add_row(f"{part}, MB", *(f"{one[f'{part}_bytes'] / 1e6:,.1f}" for one in (before, after)))
         table.add_row("descriptors", *(str(one["descriptors"]) for one in (before, after)))
         _CONSOLE.print(table)

@@ -45,6 +45,8 @@ _LOOKS: Final = 5
 _SLOT_BYTES: Final = 4 << 20
 #: So much more than at the start a pool may take when everything is as it was.
 GROWTH: Final = 0.02
+#: Of processes, whose memory is told apart.
+ROLES: Final = ("supervisor", "zygotes", "workers")
 #: Descriptors that no library opens once and keeps.
 _PLAIN: Final = ("socket", "pipe", "/memfd", "anon_inode:[pidfd]", "anon_inode:[eventfd]")
 #: How long all attackers may take to come to their ends: longer than any answer may.
@@ -118,7 +120,7 @@ class Storm:
             "region_bytes": statistics.median(one.regions for one in looks),
             "own_bytes": statistics.median(one.own for one in looks),
             "total_bytes": statistics.median(one.total for one in looks),
-            "supervisor_bytes": census.memory([supervisor], supervisor).private,
+            **{f"{role}_bytes": census.memory(pids, supervisor).private for role, pids in self._roles().items()},
             "descriptors": dict(census.descriptors(supervisor)),
             "processes": len(self._processes()),
         }
@@ -130,7 +132,11 @@ class Storm:
         before, after = self.figures["before"], self.figures["after"]
         growth = self.figures["growth"] = after["own_bytes"] / before["own_bytes"] - 1
         if growth > GROWTH:
-            self.entries.complain(f"private memory and regions have grown by {growth:.1%}")
+            roles = ", ".join(
+                f"{role} {before[f'{role}_bytes'] / 1e6:,.1f} to {after[f'{role}_bytes'] / 1e6:,.1f} MB"
+                for role in ROLES
+            )
+            self.entries.complain(f"private memory and regions have grown by {growth:.1%}; private: {roles}")
         for kind, count in after["descriptors"].items():
             if count > before["descriptors"].get(kind, 0):
                 more = count - before["descriptors"].get(kind, 0)
@@ -160,6 +166,12 @@ class Storm:
 
     def _processes(self) -> list[int]:
         return census.processes(self.attack.runtime)
+
+    def _roles(self) -> dict[str, list[int]]:
+        """Return the pool's processes by what they are; of what they share each counts its part."""
+        supervisor, zygotes = [self.attack.supervisor], self.attack.zygotes
+        workers = [pid for pid in self._processes() if pid not in (*supervisor, *zygotes)]
+        return dict(zip(ROLES, (supervisor, zygotes, workers), strict=True))
 
     # --- storm ----------------------------------------------------------------------------------------------
 
