@@ -2,7 +2,7 @@
 
 * A plain shared library, the allocator of the slots.
 * In wheels, the modules that every request goes through, compiled by mypyc: the same sources, the same behaviour,
-  and a quarter more requests per second. An editable install runs them as they stand.
+  and a fifth more requests per second. An editable install runs them as they stand.
 
 Without a compiler, or with ``ONECOPY_COMPILE=0`` as far as the modules go, the package works all the same.
 """

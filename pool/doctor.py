@@ -110,7 +110,7 @@ ABILITIES: Final[tuple[Ability, ...]] = (
         "it stays with the process until it is used again",
     ),
     Ability(
-        "compiled modules", "a quarter more small requests per second", abilities.compiled_modules,
+        "compiled modules", "a fifth more small requests per second", abilities.compiled_modules,
         "the same modules are interpreted, with the same results",
     ),
     Ability("torch", "everything", partial(abilities.supported_version, "torch")),
