@@ -30,6 +30,11 @@ def cores() -> int:
     return LinuxMachine().cores()
 
 
+def spare_cores() -> int:
+    """Return how many cores are left for workers if their supervisor and a client have one each; at least one."""
+    return max(1, cores() - 2)
+
+
 def cores_are_limited() -> bool:
     """Whether a group grants less time than all those cores have: then no cores are anybody's own."""
     return cores() < len(my_cores())

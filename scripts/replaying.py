@@ -49,7 +49,8 @@ class Outcome(NamedTuple):
 def fresh_core(header: Header) -> Devices:
     """Return the core that a record began with."""
     known = Known(header.needs, {key: Seen(**one) for key, one in header.loads.items()})
-    return Devices(make_cores(Settings.from_wire(header.settings), header.totals_bytes, header.peers, known))
+    settings = Settings.from_wire(header.settings)
+    return Devices(make_cores(settings, header.totals_bytes, header.peers, known, header.spare_cores))
 
 
 def kept_whole(entries: list[Entry]) -> list[Entry]:

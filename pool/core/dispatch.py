@@ -61,7 +61,7 @@ class Dispatch:
             or not (workers.has_idle if model.current.terms.max_batch > 1 else workers.have_room)
         ):
             return False
-        worker = workers.pick(model.current.generation)
+        worker = self._worker_for(model, request)
         if worker is None:
             return False
         self._attempts.begin(worker, model, (request,), request.calls)
@@ -89,7 +89,7 @@ class Dispatch:
                     self._schedule.hold(model)
                     continue
             else:
-                worker = workers.pick(model.current.generation)
+                worker = self._worker_for(model, model.queue.first())
             if worker is None and not workers.are_outdated:
                 break
             if worker is None:
@@ -101,6 +101,13 @@ class Dispatch:
                 self._hand(worker, model, request, now)
         for model in waiting:
             self._schedule.note(model, now)
+
+    def _worker_for(self, model: Model, request: Request) -> Worker | None:
+        """Return the worker that should run a request: one that is awake, if it is quick and can be taken back."""
+        workers, generation = self._workers, model.current.generation
+        if model.is_quick and request.may_run_twice and not model.is_below_least:
+            return workers.awake(generation) or workers.pick(generation)
+        return workers.pick(generation)
 
     def _roomy_seat(self, model: Model) -> Worker | None:
         """Return a worker that runs a model already, and may be handed more."""

@@ -71,7 +71,7 @@ class Fleet:
         numbers: Numbers | None = None,
         may_begin: Callable[[int, int], bool] = lambda _loader, _private_bytes: True,
     ) -> None:
-        self.workers = Workers(wanted, slots)
+        self.workers = Workers(wanted, slots, position.spare_cores)
         self.zygote = Zygote(out, position.index)
         self.most_loaders = MAX_GPU_LOADERS if position.is_gpu else MAX_LOADERS
         self.is_dismissing = False  # whether the children were told to go

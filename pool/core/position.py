@@ -16,6 +16,7 @@ class Position:
         count: how many there are.
         gpu: which GPU it is, among those that this process can see; -1: it is none.
         peers: the names of the others whose memory its workers can use as if it were its own.
+        spare_cores: how many of its workers can run without taking a core from who feeds them; at least 1.
     """
 
     name: str = "cpu"
@@ -23,6 +24,7 @@ class Position:
     count: int = 1
     gpu: int = -1
     peers: tuple[str, ...] = ()
+    spare_cores: int = 1 << 20
 
     @property
     def is_gpu(self) -> bool:

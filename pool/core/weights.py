@@ -14,6 +14,7 @@ from .queue import Queue
 from .run_times import RunTimes
 from .seen import NOTHING, Seen
 from .terms import Terms, terms_of
+from .workers import QUICK_S
 
 #: The option of a part of a model that is divided among devices: whose it is.
 PART_OF: Final = "part_of"
@@ -272,6 +273,11 @@ class Model:
     def method(self) -> str:
         """The method that runs when a request names none."""
         return str(self.current.load.options.get("method", "__call__"))
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether a call runs for less than it takes to wake a worker up for it."""
+        return self.expected_s is not None and self.expected_s <= QUICK_S and self.current.terms.max_batch == 1
 
     def expected(self, calls: int) -> float | None:
         """Return what so many calls should take, in seconds; None if that is not known."""

@@ -13,6 +13,12 @@ from ...protocol.states import Lifecycle
 AHEAD_S = 0.003
 #: ... and in attempts.
 MAX_AHEAD = 128
+#: A run that takes less than a process takes to wake up is handed to a worker that is awake, where others would
+#: have no cores of their own; as long as that has no more than this to do, in seconds. On two cores a worker that
+#: is woken up beside it waits up to 6 ms for one: of eight threads that call a small model without end, a fifth
+#: fewer calls were answered, and p99 was twice as long.
+QUICK_S = 0.0002
+AWAKE_S = 0.002
 
 
 class Worker:
@@ -70,15 +76,17 @@ class Workers:
     Args:
         wanted: how many processes there shall be.
         slots: how many of them may hold work at once.
+        spare_cores: how many of them can run without taking a core from who feeds them.
 
     Attributes:
         may_block: whether a call that takes too long may keep others from being answered: those in the same
             attempt, or behind it in the same worker.
     """
 
-    def __init__(self, wanted: int, slots: int) -> None:
+    def __init__(self, wanted: int, slots: int, spare_cores: int) -> None:
         self.wanted = wanted
         self.slots = slots
+        self._spare_cores = spare_cores
         self.may_block = False
         self._by_child: dict[int, Worker] = {}
         self._idle: OrderedDict[int, Worker] = OrderedDict()  # the last is the most recent
@@ -124,9 +132,7 @@ class Workers:
         """Whether any of them may be given work: one that is idle, or one with room behind what it runs."""
         if self._idle and self.busy < self.slots:
             return True
-        while self._roomy and not self._roomy[0].has_room:
-            self._roomy.popleft().is_listed = False
-        return bool(self._roomy)
+        return self._first_roomy() is not None
 
     @property
     def needs_successor(self) -> bool:
@@ -155,9 +161,20 @@ class Workers:
             for child in reversed(self._idle):
                 if self._idle[child].generation >= generation:
                     return self._idle[child]
+        self._first_roomy()
+        return next((one for one in self._roomy if one.has_room and one.generation >= generation), None)
+
+    def awake(self, generation: int) -> Worker | None:
+        """Return a busy worker that will soon be done, where another would take a core from who feeds them."""
+        if self.busy < self._spare_cores:
+            return None
+        one = self._first_roomy()
+        return one if one is not None and one.backlog_s <= AWAKE_S and one.generation >= generation else None
+
+    def _first_roomy(self) -> Worker | None:
         while self._roomy and not self._roomy[0].has_room:
             self._roomy.popleft().is_listed = False
-        return next((one for one in self._roomy if one.has_room and one.generation >= generation), None)
+        return self._roomy[0] if self._roomy else None
 
     def hand(self, worker: Worker, attempt: int, expected_s: float, calls: int = 1) -> None:
         """Note that a worker was handed an attempt of so many calls."""

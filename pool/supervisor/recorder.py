@@ -187,7 +187,9 @@ def make_recorder(
 ) -> Recorder:
     """Return the recorder of a supervisor whose cores are made from these, see `cores.make_cores`."""
     loads = {key: one._asdict() for key, one in known.loads.items()}
-    header = Header("", settings.to_wire(), totals_bytes, peers, known.needs, loads)
+    header = Header(
+        "", settings.to_wire(), totals_bytes, peers, known.needs, loads, spare_cores=environment.spare_cores()
+    )
     folder = os.path.join(environment.cache_folder(), "records")
     return Recorder(header, folder, settings.record_events or 0, reactor, note)
 

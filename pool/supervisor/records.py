@@ -30,6 +30,7 @@ from typing import Any, Final, NamedTuple, cast
 from ...protocol import child_messages, control_messages, messages
 from ...protocol.errors import InvalidRequest
 from ..core import events, instructions, regions, seen
+from ..core.position import ALONE
 
 FORMAT: Final = 1
 #: Bytes that are no longer than this and tell a content from another, such as digests.
@@ -46,6 +47,7 @@ class Header(NamedTuple):
         peers: by device, the others whose memory its workers can use.
         needs, loads: what earlier pools have seen, as `history.Known` has it.
         why: why it was written.
+        spare_cores: how many cores were left for workers; records of old have none.
     """
 
     version: str
@@ -55,6 +57,7 @@ class Header(NamedTuple):
     needs: dict[str, dict[str, int]]
     loads: dict[str, Any]
     why: str = ""
+    spare_cores: int = ALONE.spare_cores
 
 
 class Entry(NamedTuple):

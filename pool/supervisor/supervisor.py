@@ -99,7 +99,9 @@ class Supervisor:
         self._interrupts = Interrupts(self._processes, self._to_client, call_at, self._note)
         totals_bytes, known = [one.total_bytes() for one in memories.devices], self._history.known
         self._recorder = make_recorder(settings, totals_bytes, memories.peers, known, self._reactor, self._note)
-        self.devices = Devices(make_cores(settings, totals_bytes, memories.peers, known))
+        self.devices = Devices(
+            make_cores(settings, totals_bytes, memories.peers, known, environment.spare_cores())
+        )
         self._meter = Meter(
             self.devices, self._processes, self._exporter, self._shelf, memories, self._reactor, self.feed
         )

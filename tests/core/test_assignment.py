@@ -3,7 +3,8 @@
 from core.told import Told, reply, run, thaw
 from onecopy.pool.core import events
 from onecopy.pool.core.instructions import ForkChild, ToChild
-from onecopy.pool.core.workers import AHEAD_S, MAX_AHEAD
+from onecopy.pool.core.position import Position
+from onecopy.pool.core.workers import AHEAD_S, AWAKE_S, MAX_AHEAD, QUICK_S
 from onecopy.protocol.messages import Leave, Run
 
 
@@ -62,6 +63,42 @@ def test_idle_workers_come_before_handing_ahead():
     core = Told(workers=2).start("m")
     child = measured(core, 0.0001)
     assert [runs(core.submit(number))[0][0] for number in (1, 2)] == [child, 3 - child]
+
+
+def handed_to(core, *numbers, **options):
+    """The worker that each of these requests was handed to."""
+    return [child for number in numbers for child, _ in runs(core.submit(number, **options))]
+
+
+def test_where_workers_would_take_a_core_from_who_feeds_them_quick_requests_go_to_one_that_is_awake():
+    core = Told(workers=3, position=Position(spare_cores=1)).start("m")
+    child = measured(core, QUICK_S / 2)
+    ahead = int(AWAKE_S / (QUICK_S / 2))
+    handed = handed_to(core, *range(ahead + 5), retries=1)
+    assert set(handed[:ahead]) == {child}
+    assert len(set(handed)) == 3, "it has enough to do"
+
+
+def test_where_there_are_cores_for_two_the_second_is_woken_up():
+    core = Told(workers=3, position=Position(spare_cores=2)).start("m")
+    child = measured(core, QUICK_S / 2)
+    assert len(set(handed_to(core, *range(20), retries=1))) == 2
+    assert child in handed_to(core, 801, retries=1)
+
+
+def test_what_takes_longer_or_could_not_be_taken_back_gets_a_worker_of_its_own():
+    for seconds, options in ((2 * QUICK_S, {"retries": 1}), (QUICK_S / 2, {"retries": 0})):
+        core = Told(workers=2, position=Position(spare_cores=1)).start("m")
+        measured(core, seconds)
+        assert len(set(handed_to(core, 1, 2, **options))) == 2
+
+
+def test_as_many_workers_as_a_model_shall_have_at_least_are_used_before_any_that_is_awake():
+    core = Told(workers=3, position=Position(spare_cores=1))
+    core.start()
+    core.declare("m", min_workers=2)
+    measured(core, QUICK_S / 2)
+    assert len(set(handed_to(core, *range(10), retries=1))) == 2
 
 
 def test_nothing_waits_behind_the_first_run_of_a_model_in_a_worker_which_thaws_it():

@@ -66,9 +66,9 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(
         workers=st.integers(1, 4), slots=st.integers(1, 4), zygote_fails=st.sampled_from([0, 0, 1, 3]),
         least=st.sampled_from([0, 0, 1, 2]), is_cold=st.booleans(), first=LOADS, is_frozen=st.booleans(),
-        is_gpu=st.booleans(),
+        is_gpu=st.booleans(), spare_cores=st.sampled_from([1, 2, 64]),
     )  # fmt: skip
-    def start(self, workers, slots, zygote_fails, least, is_cold, first, is_frozen, is_gpu):
+    def start(self, workers, slots, zygote_fails, least, is_cold, first, is_frozen, is_gpu, spare_cores):
         modules = {"threads": "thread", "deadly": "dies", "broken": "raises"}
         habits = Habits(modules=modules, zygote_fails=zygote_fails)
         self.world = World(
@@ -78,7 +78,7 @@ class PoolMachine(RuleBasedStateMachine):
             mailboxes=BUDGET,
             is_adaptive=True,
             least_workers=min(least, workers),
-            position=Position(gpu=0 if is_gpu else -1),
+            position=Position(gpu=0 if is_gpu else -1, spare_cores=spare_cores),
         )
         self.submitted = []
         self.attached = []

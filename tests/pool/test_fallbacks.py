@@ -18,7 +18,7 @@ from slot_models import Slotted
 
 
 def _devices(workers=1):
-    return Devices(make_cores(Settings(workers=workers), [1 << 34], {"cpu": ()}, Known({}, {})))
+    return Devices(make_cores(Settings(workers=workers), [1 << 34], {"cpu": ()}, Known({}, {}), 1))
 
 
 def test_a_model_that_each_worker_builds_anew_is_named_until_it_is_unloaded():
