@@ -32,7 +32,9 @@ LIBRARY = Extension(
 #: ours can say what is wrong with it. `tests/test_compiled.py` looks after that.
 COMPILED = {
     "protocol": ["channel", "frames", "items", "lists", "marks", "pieces", "states", "values"],
-    "pool": ["gathering", "link", "link_unix", "link_zmq", "packs", "parcels", "receiving", "spinning"],
+    "pool": [
+        "division", "gathering", "link", "link_unix", "link_zmq", "packs", "parcels", "receiving", "spinning",
+    ],
     "pool/core": [path.stem for path in sorted(Path("pool/core").glob("*.py")) if path.stem != "__init__"],
     "pool/supervisor": [
         "clients", "clients_unix", "clients_zmq", "inbound", "processes", "reactor", "recorder",

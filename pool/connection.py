@@ -39,6 +39,7 @@ from .options import RequestOptions
 from .parcels import MethodKey, Parcels
 from .reaching import reach
 from .receiving import Receiver, Waitable
+from .spinning import CLIENT_SPIN_CALLS
 
 _HELLO_S: Final = 10.0
 #: A supervisor that does not answer for so long is not waited for.
@@ -279,7 +280,9 @@ class Connection:
         self._receiver.keep_receiving(urgent=urgent)
 
     def _may_spin(self) -> bool:
-        return self._has_cores and len(self._expected) == 1
+        if not self._has_cores or len(self._expected) != 1:
+            return False
+        return all(one.calls <= CLIENT_SPIN_CALLS for one in tuple(self._expected.values()))
 
     def _sleep(self, timeout_ms: float | None) -> None:
         loss = self._link.sleep(self.gatherings.sleep_ms(timeout_ms))

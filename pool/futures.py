@@ -29,9 +29,15 @@ class Expected(Protocol):
     Attributes:
         number: that of the request; the connection gives it.
         key: the model and method whose results are to be expected to be as large as this one; None: of none.
+        calls: how many calls it answers.
     """
 
     number: int
+
+    @property
+    def calls(self) -> int:
+        """See above."""
+        ...
 
     @property
     def key(self) -> MethodKey | None:
@@ -92,7 +98,10 @@ class PoolFuture(Future[Any]):
         number: that of the request; 0 if it travels with others, or was not sent yet.
         key: the model, or what else was asked for, and the method.
         bundle: what it travels with.
+        calls: how many calls it answers.
     """
+
+    calls = 1
 
     def __init__(self, connection: Connection, key: MethodKey, sender: Sender | None = None) -> None:
         super().__init__()

@@ -1,10 +1,8 @@
 """Calls that are submitted one by one, and travel together where nobody can tell.
 
-A message costs far more than a short run does. So as soon as there is a message for each worker to run and one
-that waits for it, further calls of a quick model wait here for the next answer, and then travel as one message.
-What waits is sent by whoever receives, with the answers that keep coming: Nagle's algorithm (RFC 896), for calls.
-While each worker has something to run, a message waits until it has its part of all calls that are unanswered, or
-the first to come after an answer would travel alone. Who submits less than keeps the workers busy never waits.
+A message costs far more than a short run does. So where there is enough under way, further calls of a quick model
+wait here for the next answer, and then travel as one message; `division` tells how many. What waits is sent by
+whoever receives, with the answers that keep coming: Nagle's algorithm (RFC 896), for calls.
 
 The calls of a message are sent anew, each alone, if its worker has died or one of them is given up; and all but
 one, if that takes so long that the others had better not wait for it.
@@ -14,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,9 +20,10 @@ from ..protocol.lists import join, one_argument
 from ..protocol.messages import Reply
 from ..protocol.tensors import Buffer
 from ..protocol.values import encode
+from .division import GAP_S, ClosedLoop, Division
 from .futures import PoolFuture
 from .options import RequestOptions
-from .packs import PACK_BYTES, PACKS_PER_WORKER, Pace, Pack
+from .packs import PACK_BYTES, Pace, Pack
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -76,23 +74,32 @@ class Gathering:
 
     Args:
         connection, options: where the calls go, and how.
+        spare_cores: how many cores are left for workers.
         note_waiting: called with it when it is to be looked after.
+        clock: tells the time in seconds.
 
     Attributes:
         condition: notified when a message is answered.
     """
 
     def __init__(
-        self, connection: Connection, options: RequestOptions, note_waiting: Callable[[Gathering], None]
+        self,
+        connection: Connection,
+        options: RequestOptions,
+        spare_cores: int,
+        note_waiting: Callable[[Gathering], None],
+        clock: Callable[[], float],
     ) -> None:
         self._connection = connection
         self._options = options
         self._note_waiting = note_waiting
+        self._clock = clock
         self._key = (options.model, options.method)
-        self._workers = connection.welcome.workers
         self._pace = Pace()
+        self._loop = ClosedLoop(clock)
+        self._division = Division(connection.welcome.workers, spare_cores, self._loop, self._pace)
         self.condition = threading.Condition()
-        self._lock = threading.Lock()  # for what waits
+        self._lock = threading.Lock()  # for what waits, and for the loop
         self._waiting: list[tuple[PoolFuture, bytes]] = []
         self._waiting_bytes = 0
         self._waiting_since = 0.0
@@ -114,6 +121,11 @@ class Gathering:
         """Whether calls wait, or might before anything is answered."""
         return bool(self._waiting or self._bundles) or (self._pace.calls > 1 and bool(self._alone))
 
+    @property
+    def wait_s(self) -> float:
+        """How long calls wait here at most."""
+        return GAP_S if self._loop.to_come or not self._messages else WAIT_S
+
     # --- calls in -------------------------------------------------------------------------------------------
 
     def submit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> PoolFuture:
@@ -134,14 +146,17 @@ class Gathering:
             SupervisorLost: the pool is gone.
         """
         self._connection.check_usable()
+        with self._lock:
+            self._loop.came()
         if kwargs or len(args) != 1:
             self._send_alone(future, *encode([list(args), dict(kwargs)], name="[args, kwargs]"))
             return
         body, buffers = encode(args[0], name="[args, kwargs][0][0]")
-        if self._least <= 1 or buffers or len(body) > PACK_BYTES or not self._may_wait:
-            self._send_alone(future, one_argument(body), buffers)
-        else:
+        can_wait = self._may_wait and not buffers and len(body) <= PACK_BYTES
+        if can_wait and (self._waiting or self._least(1) > 1):
             self._add(future, body)
+        else:
+            self._send_alone(future, one_argument(body), buffers)
 
     def flush(self) -> None:
         """Send all that waits."""
@@ -150,29 +165,25 @@ class Gathering:
 
     def look_after(self, now: float) -> None:
         """Send what waits if a worker could be without work, or it has waited for long; by whoever receives."""
-        while self._waiting and len(self._waiting) >= self._least:
-            self._send(-(-len(self._waiting) // max(1, self._room)))
+        while self._waiting and len(self._waiting) >= self._least(len(self._waiting)):
+            room = self._division.room(self._messages, self._unanswered + len(self._waiting))
+            self._send(-(-len(self._waiting) // room))
         if self._waiting and now - self._waiting_since > WAIT_S:
             self.flush()
 
     @property
-    def _room(self) -> int:
-        """How many messages may be sent before a worker has more than it needs."""
-        return PACKS_PER_WORKER * self._workers - len(self._alone) - len(self._bundles)
+    def _messages(self) -> int:
+        """How many are under way."""
+        return len(self._alone) + len(self._bundles)
 
     @property
-    def _least(self) -> int:
-        """How many calls the next message is to have at least: its part of all that are unanswered.
+    def _unanswered(self) -> int:
+        """How many calls are in those."""
+        return len(self._alone) + sum([len(one.bodies) for one in tuple(self._bundles)])
 
-        Where a worker has nothing to do, one is enough; where each has something that waits, as many as may be.
-        """
-        room = self._room
-        if room > (PACKS_PER_WORKER - 1) * self._workers:
-            return 1
-        if room <= 0:
-            return self._pace.calls
-        under_way = len(self._alone) + sum([len(one.bodies) for one in tuple(self._bundles)])
-        return min(-(-(under_way + len(self._waiting)) // (PACKS_PER_WORKER * self._workers)), self._pace.calls)
+    def _least(self, calls: int) -> int:
+        """Return how many calls the next message is to have at least, where so many could be sent."""
+        return self._division.least(self._messages, self._unanswered + calls)
 
     @property
     def _may_wait(self) -> bool:
@@ -182,13 +193,15 @@ class Gathering:
     def _add(self, future: PoolFuture, body: bytes) -> None:
         with self._lock:
             if not self._waiting:
-                self._waiting_since = time.monotonic()
+                self._waiting_since = self._clock()
             self._waiting.append((future, body))
             self._waiting_bytes += len(body)
         self._note_waiting(self)  # after it is so, lest it be taken for empty
         if self._waiting_bytes >= PACK_BYTES:
             self._send(self._pace.calls)
-        elif len(self._waiting) >= self._least:  # or what it was to wait for has come meanwhile
+        elif len(self._waiting) >= self._least(
+            len(self._waiting)
+        ):  # or what it was to wait for has come meanwhile
             self._send(len(self._waiting))
 
     # --- messages out ---------------------------------------------------------------------------------------
@@ -268,6 +281,7 @@ class Gathering:
         """A call that travelled alone has ended: it was answered, it has failed, or it was given up."""
         self._alone.pop(future, None)
         if reply is not None:
+            self._was_answered(1)
             self._pace.learn(reply.seconds, 1)
 
     def settled(self, bundle: Pack) -> None:
@@ -277,6 +291,7 @@ class Gathering:
         if bundle.error is not None or bundle.is_large:
             self._pace.disappointed()
         else:
+            self._was_answered(len(bundle.bodies))
             self._pace.learn(bundle.seconds, len(bundle.bodies))
         if bundle.says_nothing:
             self._send_each(bundle.wanted())
@@ -284,6 +299,10 @@ class Gathering:
             _deliver(bundle.settled())
         with self.condition:
             self.condition.notify_all()
+
+    def _was_answered(self, calls: int) -> None:
+        with self._lock:
+            self._loop.answered(calls)
 
     def late(self, bundle: Bundle, call: int) -> None:
         """One call of a message takes so long that the others had better not wait for it."""
@@ -300,7 +319,7 @@ class Gathering:
             self._connection.keep_receiving()
         elif future.number and self._connection.forget(future.number, kill=kill):
             self.ended(future, None)
-            self.look_after(time.monotonic())
+            self.look_after(self._clock())
         # Else it waits, and is left out when its turn has come.
 
     def _forget(self, bundle: Bundle, *, kill: bool = False) -> None:

@@ -6,9 +6,11 @@ There is no thread for that: whoever receives looks here after each read, and sl
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .gathering import WAIT_S, Gathering
+from . import environment
+from .gathering import Gathering
 from .options import RequestOptions
 
 if TYPE_CHECKING:
@@ -20,10 +22,13 @@ class Gatherings:
 
     Args:
         connection: to the pool.
+        clock: tells the time in seconds.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, clock: Callable[[], float] = time.monotonic) -> None:
         self._connection = connection
+        self._clock = clock
+        self._spare_cores = environment.spare_cores()
         self._all: dict[RequestOptions, Gathering] = {}
         self._with_waiting: dict[Gathering, None] = {}
 
@@ -37,7 +42,7 @@ class Gatherings:
         """Return the one for calls with these options."""
         found = self._all.get(options)
         if found is None:
-            found = Gathering(self._connection, options, self.note_waiting)
+            found = Gathering(self._connection, options, self._spare_cores, self.note_waiting, self._clock)
             if options.may_be_packed:  # others, of which there may be one for each session, have nothing to learn
                 self._all[options] = found
         return found
@@ -48,14 +53,13 @@ class Gatherings:
 
     def sleep_ms(self, timeout_ms: float | None) -> float | None:
         """Return how long whoever receives may sleep before it looks after what waits."""
-        if not any(one.may_have_waiting for one in tuple(self._all.values())):
-            return timeout_ms
-        return min(timeout_ms, WAIT_S * 1000) if timeout_ms is not None else WAIT_S * 1000
+        waits_ms = [1000 * one.wait_s for one in tuple(self._all.values()) if one.may_have_waiting]
+        return min(waits_ms if timeout_ms is None else [timeout_ms, *waits_ms], default=timeout_ms)
 
     def look_after(self) -> None:
         """Send what waits and need not wait any more; called by whoever has received something, or nothing."""
         if self._with_waiting:
-            now = time.monotonic()
+            now = self._clock()
             for one in tuple(self._with_waiting):
                 one.look_after(now)
                 self._forget_if_empty(one)

@@ -89,6 +89,11 @@ class Pack:
         """Whether its failure says nothing about its single calls."""
         return len(self.bodies) > 1 and isinstance(self.error, _SAYS_NOTHING)
 
+    @property
+    def calls(self) -> int:
+        """How many calls it answers."""
+        return len(self.bodies)
+
     def done(self) -> bool:
         """Whether it is known what became of all of them."""
         return self._is_done
@@ -184,26 +189,27 @@ class Pace:
 
     Attributes:
         calls: so many, at most.
+        mean_s: how long one runs, as the mean of the latest.
     """
 
     def __init__(self) -> None:
         self.calls = 1
-        self._mean_s = _RUN_S  # of a call; moving
+        self.mean_s = _RUN_S
         self._quick = 0
         self._wanted = _LEAST_QUICK
 
     def __repr__(self) -> str:
-        return f"<Pace {self.calls}: {self._mean_s * 1e3:.3f} ms, {self._quick} of {self._wanted}>"
+        return f"<Pace {self.calls}: {self.mean_s * 1e3:.3f} ms, {self._quick} of {self._wanted}>"
 
     def learn(self, seconds: float, calls: int) -> None:
         """Take for an example how long so many calls ran that travelled together, or one."""
         if seconds > _SLOW_S:
             self.disappointed()
             return
-        self._mean_s += (seconds / calls - self._mean_s) / 16
+        self.mean_s += (seconds / calls - self.mean_s) / 16
         self._quick += calls
         if self._quick >= self._wanted:
-            self.calls = max(1, min(_MOST_GATHERED, int(_RUN_S / max(self._mean_s, 1e-9))))
+            self.calls = max(1, min(_MOST_GATHERED, int(_RUN_S / max(self.mean_s, 1e-9))))
 
     def disappointed(self) -> None:
         """Let every call travel alone for a while."""

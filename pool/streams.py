@@ -34,9 +34,11 @@ class Inbox:
 
     Attributes:
         number: that of the request.
+        calls: how many calls it answers.
         condition: notified when an item arrives, or the end.
     """
 
+    calls = 1
     key: MethodKey | None = None  # nothing is to be set aside for the end of a stream
 
     def __init__(self, connection: Connection, buffersize: int) -> None:

@@ -13,9 +13,10 @@ from onecopy.protocol.values import decode
 
 
 class Echoing:
-    """A connection whose models return their argument, once somebody waits."""
+    """A connection whose models return their argument, once somebody waits. Its time passes when `now` is set."""
 
     def __init__(self, workers=2, seconds=1e-5):
+        self.now = 100.0
         self.welcome = Welcome("pool", workers)
         self.seconds = seconds  # of each call
         self.counts = []
@@ -24,7 +25,7 @@ class Echoing:
         self.numbers = itertools.count(1)
         self.sent = deque()
         self.refusals = {}  # by the number of a request: how it fails
-        self.gatherings = Gatherings(self)
+        self.gatherings = Gatherings(self, lambda: self.now)
 
     def check_usable(self):
         """It always is."""
@@ -45,7 +46,11 @@ class Echoing:
 
     def wait(self, waitable, timeout=None):
         while not waitable.done():
-            self.answer_one()
+            if self.sent:
+                self.answer_one()
+            else:  # what is left waits for others, for a moment
+                self.now += 0.001
+                self.gatherings.look_after()
 
     def answer_one(self):
         self.answer(self.sent.popleft())

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from unittest.mock import patch
-
 import numpy as np
 import pytest
 from echoing import Echoing, handle_of
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from onecopy.pool import (
     InvalidRequest,
     ModelNotFound,
     WorkerDied,
-    gathering,
-    gatherings,
 )
+from onecopy.pool.division import GAP_S
 from onecopy.pool.packs import Pace
 
 #: Messages that go out at once for two workers.
@@ -25,13 +21,14 @@ ROOM = 4
 QUICK = 100
 
 
-def learned(connection, **options):
-    """Return a handle of a model that is known to be quick."""
+def learned(connection, *, think_s=0.001, **options):
+    """Return a handle of a model that is known to be quick, whose users think before they ask again."""
     handle = handle_of(connection, **options)
     for number in range(QUICK):
         future = handle._gathering.submit((number,), {})
         connection.answer_one()
         assert future.result() == number
+        connection.now += think_s
     connection.counts.clear()
     return handle
 
@@ -56,6 +53,7 @@ def test_who_does_not_keep_workers_busy_sends_every_call_at_once():
         assert len(connection.sent) == ROOM
         answer_all(connection)
         assert [one.result() for one in futures] == list(range(ROOM))
+        connection.now += 0.001
     assert set(connection.counts) == {0}
 
 
@@ -93,6 +91,52 @@ def test_while_workers_have_something_to_run_a_message_has_its_part_of_what_is_u
         assert len(connection.counts) == 2 * ROOM + round_ - 1, "24 are under way, and a part of 31 is 8"
         submit(handle, range(1))
         assert connection.counts[2 * ROOM :] == [8] * round_
+
+
+def rounds_of(connection, handle, calls, count):
+    """Let so many calls be submitted and answered, at once and again and again."""
+    for _ in range(count):
+        futures = submit(handle, range(calls))
+        answer_all(connection)
+        assert [one.result() for one in futures] == list(range(calls))
+
+
+def test_calls_of_those_who_always_ask_again_travel_together_however_few_they_are():
+    connection = Echoing()
+    handle = learned(connection)
+    rounds_of(connection, handle, 3, 50)
+    connection.counts.clear()
+    rounds_of(connection, handle, 3, 10)
+    assert connection.counts == [3] * 10
+
+
+def test_who_always_asks_again_and_once_does_not_keeps_the_others_waiting_for_a_moment():
+    connection = Echoing()
+    handle = learned(connection)
+    rounds_of(connection, handle, 3, 50)
+    connection.counts.clear()
+    submit(handle, range(2))
+    connection.gatherings.look_after()
+    assert connection.counts == []
+    assert connection.gatherings.sleep_ms(None) == GAP_S * 1000
+    connection.now += 2 * GAP_S
+    connection.gatherings.look_after()
+    assert connection.counts == [2]
+    answer_all(connection)
+    for _ in range(3):  # and later for nobody
+        submit(handle, range(1))
+        answer_all(connection)
+        connection.now += 2 * GAP_S
+    connection.counts.clear()
+    submit(handle, range(2))
+    assert connection.counts == [0, 0]
+
+
+def test_a_slow_model_waits_for_nobody():
+    connection = Echoing(seconds=3e-4)
+    handle = learned(connection, think_s=0.0)
+    rounds_of(connection, handle, 2, 50)
+    assert set(connection.counts) == {0}
 
 
 def test_a_full_message_goes_out_at_once():
@@ -146,16 +190,13 @@ def test_a_model_that_is_slow_once_is_trusted_later_each_time():
     assert trusted_after == [64, 256, 1024, 4096, 4096, 4096]
 
 
-def test_none_waits_for_long_whatever_becomes_of_the_others(monkeypatch):
-    now = 100.0
-    for module in (gathering, gatherings):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+def test_none_waits_for_long_whatever_becomes_of_the_others():
     connection = Echoing()
     submit(learned(connection), range(10))
     connection.gatherings.look_after()
     assert connection.counts == [0] * ROOM
     assert connection.gatherings.sleep_ms(None) == connection.gatherings.sleep_ms(60_000.0) == 5.0
-    now += 0.006
+    connection.now += 0.006
     connection.gatherings.look_after()
     assert connection.counts == [0] * ROOM + [6]
 
@@ -279,21 +320,21 @@ class Calls(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.now = 100.0
-        self.patches = [patch.object(module, "time", self) for module in (gathering, gatherings)]
-        for one in self.patches:
-            one.start()
         self.connection = Echoing(seconds=1e-6)
-        self.handle = learned(self.connection)
+        self.handle = handle_of(self.connection)
         self.futures = []
         self.failed = set()
 
-    def monotonic(self):
-        return self.now
+    @initialize(think_s=st.sampled_from([0.0, 0.001]))
+    def be_known(self, think_s):
+        self.handle = learned(self.connection, think_s=think_s)
 
-    @rule(seconds=st.sampled_from([0.001, 0.01]))
+    @rule(seconds=st.sampled_from([0.0001, 0.001, 0.01]))
     def time_passes(self, seconds):
-        self.now += seconds
+        self.connection.now += seconds
+        self.connection.gatherings.look_after()
+        if seconds > GAP_S:
+            assert bool(self.connection.sent) or not self.connection.gatherings
 
     @rule(count=st.integers(1, 100))
     def come(self, count):
@@ -340,13 +381,14 @@ class Calls(RuleBasedStateMachine):
         self.connection.gatherings.look_after()
 
     @invariant()
-    def whoever_waits_waits_for_something(self):
+    def whoever_waits_waits_for_answers_or_for_those_to_come(self):
         self.connection.gatherings.look_after()
-        assert bool(self.connection.sent) or not self.connection.gatherings
+        has_waiting = bool(self.connection.gatherings)
+        assert bool(self.connection.sent) or not has_waiting or self.handle._gathering._loop.to_come
 
     def teardown(self):
-        for one in self.patches:
-            one.stop()
+        answer_all(self.connection)
+        self.time_passes(0.001)
         answer_all(self.connection)
         assert not self.connection.gatherings
         for number, future in enumerate(self.futures):
